@@ -1,0 +1,169 @@
+// The only file that knows Python: addresses and sizes in, a status out. The caller has checked shapes and types.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "epdms.h"
+#include "parallel.h"
+
+namespace py = pybind11;
+using namespace irlvla;
+
+namespace {
+
+using Address = uintptr_t;
+template <class T> T* at(Address address) { return reinterpret_cast<T*>(address); }
+
+/// Where a task runs: on `threads` CPU threads, or (threads < 0) on the current CUDA device and `stream`.
+struct Where {
+  int threads;
+  Address stream;
+};
+
+template <class Task> using OnGpu = const char* (*)(const Task&, void*);
+
+template <class Task> void run(const Task& task, Where where, void (*cpu)(const Task&, int), typename std::enable_if<true, OnGpu<Task>>::type gpu) {
+  py::gil_scoped_release release;
+  if (where.threads >= 0) return cpu(task, where.threads);
+  if (!gpu) throw std::runtime_error("this build of irlvla has no CUDA; build it with IRLVLA_CUDA=ON");
+  if (const char* error = gpu(task, at<void>(where.stream))) throw std::runtime_error(std::string("CUDA: ") + error);
+}
+
+#ifdef IRLVLA_CUDA
+#define IRLVLA_GPU(op) cuda::op
+#else
+#define IRLVLA_GPU(op) nullptr
+#endif
+
+/// B prepared scenes, one after the other, and the byte offset of each. Takes the addresses of SceneArrays in order.
+py::tuple prepare(int64_t scenes, int64_t history, int64_t agent_steps, const std::vector<Address>& a, int threads) {
+  if (a.size() != 20) throw std::invalid_argument("prepare needs the 20 arrays of SceneArrays");
+  const SceneArrays arrays{scenes,
+                           history,
+                           agent_steps,
+                           at<const int64_t>(a[0]),
+                           at<const double>(a[1]),
+                           at<const int64_t>(a[2]),
+                           at<const double>(a[3]),
+                           at<const int64_t>(a[4]),
+                           at<const int64_t>(a[5]),
+                           at<const double>(a[6]),
+                           at<const uint8_t>(a[7]),
+                           at<const double>(a[8]),
+                           at<const int64_t>(a[9]),
+                           at<const int64_t>(a[10]),
+                           at<const uint8_t>(a[11]),
+                           at<const int64_t>(a[12]),
+                           at<const int64_t>(a[13]),
+                           at<const double>(a[14]),
+                           at<const int64_t>(a[15]),
+                           at<const int64_t>(a[16]),
+                           at<const uint8_t>(a[17]),
+                           at<const int64_t>(a[18]),
+                           at<const double>(a[19])};
+  py::array_t<int64_t> offsets(scenes + 1);
+  int64_t* bounds = offsets.mutable_data();
+  char* block = nullptr;
+  {
+    py::gil_scoped_release release;
+    std::vector<std::vector<char>> prepared(scenes);
+    parallel_for(scenes, threads, [&](int64_t i) { prepared[i] = prepare_scene(arrays, i); });
+    bounds[0] = 0;
+    for (int64_t i = 0; i < scenes; ++i) bounds[i + 1] = bounds[i] + static_cast<int64_t>(prepared[i].size());
+    block = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(bounds[scenes] > 0 ? bounds[scenes] : 64)));
+    if (!block) throw std::bad_alloc();
+    parallel_for(scenes, threads, [&](int64_t i) { std::memcpy(block + bounds[i], prepared[i].data(), prepared[i].size()); });
+  }
+  py::capsule owner(block, [](void* memory) { std::free(memory); });
+  return py::make_tuple(py::array_t<uint8_t>({bounds[scenes]}, {1}, reinterpret_cast<uint8_t*>(block), owner), offsets);
+}
+
+py::dict build_info() {
+  py::dict info;
+  py::list isas;
+  isas.append("baseline");
+#ifdef IRLVLA_X86
+  isas.append("avx2");
+  isas.append("avx512");
+#endif
+  info["isas"] = isas;
+#ifdef IRLVLA_CUDA
+  info["cuda"] = true;
+  info["cuda_architectures"] = IRLVLA_CUDA_ARCHITECTURES;
+#else
+  info["cuda"] = false;
+  info["cuda_architectures"] = "";
+#endif
+  info["compiler"] = __VERSION__;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled core of irlvla. Call it through irlvla.ops, which checks what it is given.";
+
+  m.def("prepare", prepare);
+  m.def("simulate", [](int64_t rows, Address plans, int poses, double step, bool map_frame, Address ego, Address time_us, Address states, int threads,
+                       Address stream) {
+    const SimulateTask task{rows, at<const double>(plans), poses, step, map_frame, at<const double>(ego), at<const int64_t>(time_us), at<double>(states)};
+    run(task, {threads, stream}, kernels().simulate, IRLVLA_GPU(simulate));
+  });
+  m.def("score", [](int64_t candidates, Address scenes, Address scene_offsets, Address scene_index, int input, Address plans, int poses, double step,
+                    bool remove_touching, bool pdms, Address metrics, Address events, Address masks, Address states, int threads, Address stream) {
+    const ScoreTask task{candidates, at<const char>(scenes), at<const int64_t>(scene_offsets), at<const int64_t>(scene_index), static_cast<Input>(input),
+                         at<const double>(plans), poses, step, remove_touching, pdms, at<double>(metrics), at<int32_t>(events), at<int64_t>(masks),
+                         at<double>(states)};
+    run(task, {threads, stream}, kernels().score, IRLVLA_GPU(score));
+  });
+  m.def("extended_comfort", [](int64_t rows, Address states, Address previous, Address shift, Address rms, Address comfortable, int threads, Address stream) {
+    const ExtendedComfortTask task{rows,           at<const double>(states), at<const double>(previous), at<const int64_t>(shift),
+                                   at<double>(rms), at<uint8_t>(comfortable)};
+    run(task, {threads, stream}, kernels().extended_comfort, IRLVLA_GPU(extended_comfort));
+  });
+  m.def("comfort", [](int64_t rows, Address states, int steps, bool plain, Address within, int threads, Address stream) {
+    const ComfortTask task{rows, at<const double>(states), steps, plain, at<uint8_t>(within)};
+    run(task, {threads, stream}, kernels().comfort, IRLVLA_GPU(comfort));
+  });
+  m.def("boxes_overlap", [](int64_t rows, Address a, Address b, Address overlaps, int threads, Address stream) {
+    const BoxesOverlapTask task{rows, at<const double>(a), at<const double>(b), at<uint8_t>(overlaps)};
+    run(task, {threads, stream}, kernels().boxes_overlap, IRLVLA_GPU(boxes_overlap));
+  });
+  m.def("points_in_polygons", [](int64_t rows, int64_t polygons, Address points, Address edges, Address edge_offsets, Address inside, int threads,
+                                 Address stream) {
+    const PointsInPolygonsTask task{rows, polygons, at<const double>(points), at<const double>(edges), at<const int64_t>(edge_offsets), at<uint8_t>(inside)};
+    run(task, {threads, stream}, kernels().points_in_polygons, IRLVLA_GPU(points_in_polygons));
+  });
+  m.def("project", [](int64_t rows, Address points, int64_t segments, Address edges, Address start, Address along, Address distance, int threads,
+                      Address stream) {
+    const ProjectTask task{rows, at<const double>(points), segments, at<const double>(edges), at<const double>(start), at<double>(along),
+                           at<double>(distance)};
+    run(task, {threads, stream}, kernels().project, IRLVLA_GPU(project));
+  });
+  m.def("time_to_collision", [](int64_t rows, Address states, int64_t agents, int64_t agent_steps, Address boxes, Address valid, Address seconds, int threads,
+                                Address stream) {
+    const TimeToCollisionTask task{rows, at<const double>(states), agents, agent_steps, at<const double>(boxes), at<const uint8_t>(valid),
+                                   at<double>(seconds)};
+    run(task, {threads, stream}, kernels().time_to_collision, IRLVLA_GPU(time_to_collision));
+  });
+
+  m.def("available_threads", available_threads);
+  m.def("isa", [] { return kernels().name; });
+  m.def("build_info", build_info);
+  m.def("parallel_selftest", [](int64_t tasks, int threads) {
+    py::gil_scoped_release release;
+    std::vector<int64_t> done(tasks, 0);
+    parallel_for(tasks, threads, [&](int64_t i) { done[i] += i; });
+    int64_t sum = 0;
+    for (const int64_t value : done) sum += value;
+    return sum;
+  });
+  m.attr("METRICS") = kMetrics;
+  m.attr("EVENTS") = kEvents;
+  m.attr("MASKS") = kMasks;
+}

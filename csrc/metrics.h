@@ -1,0 +1,496 @@
+// The sub-metrics of one simulated candidate. Inline, host and device. Rule sources are files of the NAVSIM v2.2 devkit
+// (pdm_scorer.py unless said); what looks odd in a rule is part of the official score.
+#pragma once
+#include "scene.h"
+
+namespace irlvla {
+namespace IRLVLA_ISA {
+
+// --- comfort (pdm_comfort_metrics.py) -------------------------------------------------------------------------------
+
+constexpr int kMaxSamples = kMaxHistory + kSteps;
+
+/// Weight of sample j in the least-squares polynomial of degree p <= 3 through n equally spaced samples, its d-th
+/// derivative taken at u, measured in samples from the middle of the window (Gram polynomials).
+IRLVLA_HD constexpr double fit_weight(int n, int p, int d, int j, double u) {
+  const double x = j - (n - 1) / 2.0, n2 = static_cast<double>(n) * n;
+  const double m2 = (n2 - 1.0) / 12.0, m4 = (3.0 * n2 * n2 - 10.0 * n2 + 7.0) / 240.0;
+  const double m6 = (3.0 * n2 * n2 * n2 - 21.0 * n2 * n2 + 49.0 * n2 - 31.0) / 1344.0;
+  const double s1 = n * m2, s2 = n * (m4 - m2 * m2), c = m4 / m2, s3 = n * (m6 - c * m4);
+  const double x2 = x * x - m2, x3 = x * (x * x - c);
+  const double value = 1.0 / n + x * u / s1 + x2 * (u * u - m2) / s2 + (p > 2 ? x3 * u * (u * u - c) / s3 : 0.0);
+  const double slope = x / s1 + x2 * 2.0 * u / s2 + (p > 2 ? x3 * (3.0 * u * u - c) / s3 : 0.0);
+  const double bend = 2.0 * x2 / s2 + (p > 2 ? x3 * 6.0 * u / s3 : 0.0);
+  return d == 0 ? value : d == 1 ? slope / kStep : bend / (kStep * kStep);
+}
+
+template <class R> IRLVLA_HD R round8(R x) { return nearest(x * 1e8) / 1e8; }
+
+/// scipy.signal.savgol_filter(mode="interp"), then numpy.round(8). With an even window the middle of the window lies
+/// between two samples: output i is the value at i + 1/2.
+template <int n, int p, int d, class R> IRLVLA_HD void savgol(const R* y, int count, R* out) {
+  constexpr int half = n / 2, lead = (n - 1) / 2;
+  for (int i = half; i < count - half; ++i) {
+    R sum = splat<R>(0.0);
+    for (int j = 0; j < n; ++j) sum = sum + fit_weight(n, p, d, j, 0.0) * y[i - lead + j];
+    out[i] = round8(sum);
+  }
+  for (int i = 0; i < half; ++i) {
+    R head = splat<R>(0.0), tail = head;
+    for (int j = 0; j < n; ++j) {
+      head = head + fit_weight(n, p, d, j, i - (n - 1) / 2.0) * y[j];
+      tail = tail + fit_weight(n, p, d, j, n - half + i - (n - 1) / 2.0) * y[count - n + j];
+    }
+    out[i] = round8(head);
+    out[count - half + i] = round8(tail);
+  }
+}
+
+template <class R> IRLVLA_HD R magnitude(R x, R y) { return square_root(x * x + y * y); }
+
+/// Subtract 2 pi times the rounded turns (_phase_unwrap), in place.
+template <class R> IRLVLA_HD void unwrap(R* heading, int count) {
+  R turns = splat<R>(0.0), last = heading[0];
+  for (int i = 1; i < count; ++i) {
+    const R raw = heading[i];
+    turns = turns + nearest((raw - last) / kTwoPi);
+    last = raw;
+    heading[i] = raw - kTwoPi * turns;
+  }
+}
+
+template <class R> struct Comfort {
+  typedef decltype(R{} < R{}) Mask;
+  Mask within[6];  // lon acc, lat acc, jerk, lon jerk, yaw acc, yaw rate
+};
+
+template <class R> IRLVLA_HD typename Comfort<R>::Mask within(const R* signal, int count, double low, double high) {
+  typename Comfort<R>::Mask all = splat<R>(0.0) == 0.0;
+  for (int i = 0; i < count; ++i) all = all & ((signal[i] > low) & (signal[i] < high));
+  return all;
+}
+
+/// The six limits over `count` samples of longitudinal and lateral acceleration, their magnitude, and heading. `n` is
+/// the smoothing window, `m` that of the jerks. Overwrites `heading`.
+template <int n, int m, class R>
+IRLVLA_HD Comfort<R> comfort(const R* lon, const R* lat, const R* total, R* heading, int count) {
+  Comfort<R> out;
+  R smooth[kMaxSamples], rate[kMaxSamples];
+  savgol<n, 2, 0>(lon, count, smooth);
+  out.within[0] = within(smooth, count, -4.05, 2.40);
+  if (n != 8) savgol<8, 2, 0>(lon, count, smooth);
+  savgol<m, 2, 1>(smooth, count, rate);
+  out.within[3] = within(rate, count, -4.13, 4.13);
+  savgol<n, 2, 0>(lat, count, smooth);
+  out.within[1] = within(smooth, count, -4.89, 4.89);
+  savgol<8, 2, 0>(total, count, smooth);
+  savgol<m, 2, 1>(smooth, count, rate);
+  out.within[2] = within(rate, count, -8.37, 8.37);
+  unwrap(heading, count);
+  savgol<5, 3, 2>(heading, count, rate);
+  out.within[4] = within(rate, count, -1.93, 1.93);
+  savgol<5, 2, 1>(heading, count, rate);
+  out.within[5] = within(rate, count, -0.95, 0.95);
+  return out;
+}
+
+/// Longitudinal acceleration of the box centre: nuPlan's formula, whose two rotational terms both go to this axis, so the
+/// lateral one never contains v w.
+template <class R> IRLVLA_HD R centre_acceleration(const State<R>& s) {
+  return s.ax + kRearToCentre * (s.angular_velocity * s.angular_velocity) + kRearToCentre * s.angular_acceleration;
+}
+
+/// History comfort: the logged samples, then the simulated states.
+template <class R>
+IRLVLA_HD Comfort<R> history_comfort(const State<R>* states, int samples, const double* ax, const double* ay, const double* heading) {
+  R lon[kMaxSamples], lat[kMaxSamples], total[kMaxSamples], yaw[kMaxSamples];
+  for (int i = 0; i < samples; ++i) {
+    lon[i] = splat<R>(ax[i]), lat[i] = splat<R>(ay[i]), yaw[i] = splat<R>(heading[i]);
+    total[i] = magnitude(lon[i], lat[i]);
+  }
+  for (int t = 0; t < kSteps; ++t) {
+    const State<R>& s = states[t];
+    const int i = samples + t;
+    lon[i] = centre_acceleration(s);
+    lat[i] = s.ay, yaw[i] = s.heading;
+    total[i] = magnitude(s.ax, s.ay);
+  }
+  return comfort<8, 15>(lon, lat, total, yaw, samples + kSteps);
+}
+
+/// Comfort of PDMS (v1): the simulated states alone, rear-axle accelerations, one parabola over all 41 samples.
+template <class R> IRLVLA_HD Comfort<R> plain_comfort(const State<R>* states) {
+  R lon[kMaxSamples], lat[kMaxSamples], total[kMaxSamples], yaw[kMaxSamples];
+  for (int t = 0; t < kSteps; ++t) {
+    lon[t] = states[t].ax, lat[t] = states[t].ay, yaw[t] = states[t].heading;
+    total[t] = magnitude(states[t].ax, states[t].ay);
+  }
+  return comfort<kSteps, kSteps>(lon, lat, total, yaw, kSteps);
+}
+
+/// Root mean squares of the differences of acceleration, jerk, yaw rate and yaw acceleration between a plan's states
+/// and those of the plan `shift` steps before, over the common 41 - shift steps (scene_aggregator.py). Acceleration is
+/// a magnitude: braking and accelerating look alike.
+template <class R> IRLVLA_HD void comfort_differences(const State<R>* now, const State<R>* before, int shift, R* rms) {
+  const int count = kSteps - shift;
+  R signal[2][4][kSteps], total[kSteps], yaw[kSteps];
+  for (int f = 0; f < 2; ++f) {
+    const State<R>* s = f ? before + shift : now;
+    for (int t = 0; t < count; ++t) total[t] = magnitude(s[t].ax, s[t].ay), yaw[t] = s[t].heading;
+    savgol<8, 2, 0>(total, count, signal[f][0]);
+    savgol<15, 2, 1>(signal[f][0], count, signal[f][1]);
+    unwrap(yaw, count);
+    savgol<5, 2, 1>(yaw, count, signal[f][2]);
+    savgol<5, 2, 2>(yaw, count, signal[f][3]);
+  }
+  for (int k = 0; k < 4; ++k) {
+    R sum = splat<R>(0.0);
+    for (int t = 0; t < count; ++t) {
+      const R difference = signal[0][k][t] - signal[1][k][t];
+      sum = sum + difference * difference;
+    }
+    rms[k] = square_root(sum / static_cast<double>(count));
+  }
+}
+
+constexpr double kExtendedLimits[4] = {0.7, 0.5, 0.1, 0.1};
+
+// --- the candidate's box over time ----------------------------------------------------------------------------------
+
+constexpr int kOffsets = 4;  // TTC looks 0, 3, 6 and 9 steps ahead (arange(0, 10, 3))
+constexpr int kTtcSteps = 32;
+
+struct Track {
+  double x[kSteps], y[kSteps], cosine[kSteps], sine[kSteps], speed[kSteps];
+  double centre_x[kSteps], centre_y[kSteps], corner_x[4][kSteps], corner_y[4][kSteps];
+  Envelope envelope[kOffsets];  // of the box as it stands, and moved on by 0.3, 0.6, 0.9 s
+  float x0, x1, y0, y1;         // of all of them
+};
+
+/// Float interval that surely holds [low, high].
+IRLVLA_HD void outward(double low, double high, float& a, float& b) {
+  a = static_cast<float>(low - (1e-3 + 2.4e-7 * absolute(low)));
+  b = static_cast<float>(high + (1e-3 + 2.4e-7 * absolute(high)));
+}
+
+/// Derived positions of step t, from x, y, sine, cosine and speed; `ls`, `lc` are sine and cosine of heading + pi/2.
+IRLVLA_HD void place(const PackedScene& scene, Track& track, int t, double ls, double lc) {
+  const double c = track.cosine[t], s = track.sine[t];
+  const double cx = track.x[t] + kRearToCentre * c, cy = track.y[t] + kRearToCentre * s;
+  track.centre_x[t] = cx, track.centre_y[t] = cy;
+  for (int k = 0; k < 4; ++k) {
+    const double lon = (k == 0 || k == 3) ? kHalfLength : -kHalfLength, lat = k < 2 ? kHalfWidth : -kHalfWidth;
+    corner(cx, cy, c, s, lc, ls, lon, lat, track.corner_x[k][t], track.corner_y[k][t]);
+  }
+  const double ex = absolute(c) * kHalfLength + absolute(s) * kHalfWidth, ey = absolute(s) * kHalfLength + absolute(c) * kHalfWidth;
+  for (int i = 0; i < kOffsets; ++i) {
+    const double ahead = i * 3 * kStep;
+    const double px = cx + c * track.speed[t] * ahead - scene.origin_x, py = cy + s * track.speed[t] * ahead - scene.origin_y;
+    Envelope& e = track.envelope[i];
+    outward(px - ex, px + ex, e.x0[t], e.x1[t]);
+    outward(py - ey, py + ey, e.y0[t], e.y1[t]);
+  }
+}
+
+/// Bounds of all envelopes; steps beyond the last are emptied.
+IRLVLA_HD void enclose(Track& track) {
+  float x0 = track.envelope[0].x0[0], x1 = track.envelope[0].x1[0], y0 = track.envelope[0].y0[0], y1 = track.envelope[0].y1[0];
+  for (int i = 0; i < kOffsets; ++i) {
+    Envelope& e = track.envelope[i];
+    for (int t = 0; t < kSteps; ++t) {
+      x0 = e.x0[t] < x0 ? e.x0[t] : x0, x1 = e.x1[t] > x1 ? e.x1[t] : x1;
+      y0 = e.y0[t] < y0 ? e.y0[t] : y0, y1 = e.y1[t] > y1 ? e.y1[t] : y1;
+    }
+    for (int t = kSteps; t < kFrames; ++t) e.x0[t] = e.y0[t] = 3e38f, e.x1[t] = e.y1[t] = -3e38f;
+  }
+  track.x0 = x0, track.x1 = x1, track.y0 = y0, track.y1 = y1;
+}
+
+IRLVLA_HD Corners corners_at(const Track& track, int t, double dx = 0.0, double dy = 0.0) {
+  Corners c;
+  for (int k = 0; k < 4; ++k) c.x[k] = track.corner_x[k][t] + dx, c.y[k] = track.corner_y[k][t] + dy;
+  return c;
+}
+
+// --- areas ----------------------------------------------------------------------------------------------------------
+
+/// Whether a point of a cell lies strictly inside a polygon that has edges there.
+IRLVLA_HD bool inside(const PackedScene& scene, const Border& border, double wx, double wy, double px, double py) {
+  const Edge* edges = scene.at(scene.edges);
+  if (border.n_edges == 0) {  // the witness lies on the boundary: ask the whole polygon
+    const Polygon& polygon = scene.at(scene.polygon)[border.polygon];
+    return locate(edges + polygon.edge_begin, polygon.edge_count, px, py) > 0;
+  }
+  const uint32_t* near = scene.at(scene.near_edges) + border.edges;
+  bool in = border.witness_inside;
+  for (uint32_t i = 0; i < border.n_edges; ++i) {
+    const Edge& e = edges[near[i] >> 1];
+    const int side = orientation(e.x0, e.y0, e.x1, e.y1, px, py);
+    if (side == 0 && within_bounds(e.x0, e.y0, e.x1, e.y1, px, py)) return false;  // on the boundary
+    if ((side > 0) == ((near[i] & 1) != 0)) continue;
+    in ^= (orientation(px, py, wx, wy, e.x0, e.y0) > 0) != (orientation(px, py, wx, wy, e.x1, e.y1) > 0);
+  }
+  return in;
+}
+
+/// Flags of the polygons around a point, and, where asked, the lanes it lies in (bits) and its cell.
+IRLVLA_HD uint32_t areas_at(const PackedScene& scene, double px, double py, uint64_t* lanes, const Cell** cell = nullptr) {
+  const double gx = px - scene.grid_x, gy = py - scene.grid_y;
+  const Polygon* polygons = scene.at(scene.polygon);
+  uint32_t flags = 0;
+  if (gx >= 0.0 && gx < scene.columns * kCell && gy >= 0.0 && gy < scene.rows * kCell) {
+    const int column = static_cast<int>(gx / kCell), row = static_cast<int>(gy / kCell);
+    const uint32_t record = scene.at(scene.grid)[row * scene.columns + column];
+    const Cell& c = scene.at(scene.cells)[record];
+    flags = c.flags;
+    if (cell) *cell = &c;
+    if (lanes)
+      for (int w = 0; w < scene.lane_words; ++w) lanes[w] = scene.at(scene.lanes)[record * scene.lane_words + w];
+    if (c.n_borders == 0) return flags;
+    double wx, wy;
+    witness(scene, column, row, wx, wy);
+    const Border* borders = scene.at(scene.borders) + c.borders;
+    for (uint32_t i = 0; i < c.n_borders; ++i) {
+      const Polygon& polygon = polygons[borders[i].polygon];
+      const bool asked = (polygon.flags & ~flags) != 0 || (lanes && polygon.lane >= 0);
+      if (!asked || !inside(scene, borders[i], wx, wy, px, py)) continue;
+      flags |= polygon.flags;
+      if (lanes && polygon.lane >= 0) lanes[polygon.lane >> 6] |= uint64_t{1} << (polygon.lane & 63);
+    }
+    return flags;
+  }
+  if (cell) *cell = nullptr;
+  if (lanes)
+    for (int w = 0; w < scene.lane_words; ++w) lanes[w] = 0;
+  if (!scene.map.contains(px, py)) return 0;
+  const Edge* edges = scene.at(scene.edges);
+  for (int p = 0; p < scene.polygons; ++p) {
+    if (!polygons[p].bounds.contains(px, py) || locate(edges + polygons[p].edge_begin, polygons[p].edge_count, px, py) <= 0) continue;
+    flags |= polygons[p].flags;
+    if (lanes && polygons[p].lane >= 0) lanes[polygons[p].lane >> 6] |= uint64_t{1} << (polygons[p].lane & 63);
+  }
+  return flags;
+}
+
+constexpr uint32_t kMultipleLanes = 1, kOffRoad = 2, kOffRoute = 4, kInIntersection = 8, kOffCentre = 16;
+
+/// Lane keeping asks only whether some segment of the centreline is within 0.5 m.
+IRLVLA_HD bool off_centre(const PackedScene& scene, const Cell* cell, double px, double py) {
+  const Edge* line = scene.at(scene.line);
+  if (cell) {
+    const uint32_t* near = scene.at(scene.near_lines) + cell->line;
+    for (uint32_t i = 0; i < cell->n_line; ++i)
+      if (!(segment_distance(line[near[i]], px, py) > 0.5)) return false;
+    return true;
+  }
+  const Bounds* blocks = scene.at(scene.line_blocks);
+  for (int b = 0; b * kBlock < scene.segments; ++b) {
+    if (blocks[b].distance2(px, py) > 0.26) continue;
+    for (int i = b * kBlock; i < scene.segments && i < (b + 1) * kBlock; ++i)
+      if (!(segment_distance(line[i], px, py) > 0.5)) return false;
+  }
+  return true;
+}
+
+/// Area bits of step t (_calculate_ego_area): in several lanes and wholly in none; a corner in no drivable polygon (a
+/// corner on a shared edge is in neither); the centre in no lane of the route.
+IRLVLA_HD uint32_t areas(const PackedScene& scene, const Track& track, int t) {
+  uint64_t some[kMaxLaneWords], every[kMaxLaneWords], lanes[kMaxLaneWords];
+  const int words = scene.lane_words;
+  uint32_t drivable = kDrivable;
+  for (int k = 0; k < 4; ++k) {
+    drivable &= areas_at(scene, track.corner_x[k][t], track.corner_y[k][t], lanes);
+    for (int w = 0; w < words; ++w) {
+      some[w] = k ? some[w] | lanes[w] : lanes[w];
+      every[w] = k ? every[w] & lanes[w] : lanes[w];
+    }
+  }
+  int touched = 0;
+  bool in_one = false;
+  for (int w = 0; w < words; ++w) {
+    for (uint64_t bits = some[w]; bits && touched < 2; bits &= bits - 1) ++touched;
+    in_one = in_one || every[w];
+  }
+  const Cell* cell = nullptr;
+  const uint32_t centre = areas_at(scene, track.centre_x[t], track.centre_y[t], nullptr, &cell);
+  uint32_t bits = (touched > 1 && !in_one ? kMultipleLanes : 0u) | (drivable ? 0u : kOffRoad) | (centre & kRoute ? 0u : kOffRoute);
+  if (centre & kIntersection) return bits | kInIntersection;  // lane keeping does not ask there
+  return bits | (off_centre(scene, cell, track.centre_x[t], track.centre_y[t]) ? kOffCentre : 0u);
+}
+
+/// Area bits of all steps, as masks over time.
+struct Areas {
+  uint64_t multiple_lanes, off_road, off_route, in_intersection, off_centre;
+};
+
+// --- collisions and time to collision -------------------------------------------------------------------------------
+
+/// Steps at which two envelopes overlap; `b` is read `shift` steps later.
+IRLVLA_HD uint64_t overlapping_steps(const Envelope& a, const Envelope& b, int shift) {
+  constexpr int count = 48;  // 41, padded: steps beyond are empty in `a`
+  static_assert(count + 9 <= kFrames, "the shifted read stays inside");
+#ifdef __CUDA_ARCH__
+  uint64_t mask = 0;
+  for (int t = 0; t < kSteps; ++t) {
+    const int u = t + shift;
+    mask |= static_cast<uint64_t>(a.x0[t] <= b.x1[u] && b.x0[u] <= a.x1[t] && a.y0[t] <= b.y1[u] && b.y0[u] <= a.y1[t]) << t;
+  }
+  return mask;
+#else
+  uint8_t hit[count];
+  for (int t = 0; t < count; ++t) {
+    const int u = t + shift;
+    hit[t] = (a.x0[t] <= b.x1[u]) & (b.x0[u] <= a.x1[t]) & (a.y0[t] <= b.y1[u]) & (b.y0[u] <= a.y1[t]);
+  }
+  uint64_t mask = 0;
+  for (int i = 0; i < count / 8; ++i) {
+    uint64_t eight;
+    __builtin_memcpy(&eight, hit + 8 * i, 8);
+    mask |= ((eight * 0x0102040810204080ull) >> 56) << (8 * i);
+  }
+  return mask;
+#endif
+}
+
+IRLVLA_HD int lowest_bit(uint64_t mask) {
+#ifdef __CUDA_ARCH__
+  return __ffsll(static_cast<long long>(mask)) - 1;
+#else
+  return __builtin_ctzll(mask);
+#endif
+}
+
+IRLVLA_HD Corners agent_corners(const Agent& agent, int t) {
+  return box_corners(agent.x[t], agent.y[t], agent.heading[t], agent.half_length, agent.half_width);
+}
+
+/// The candidate's box at step t, moved by (dx, dy), touches the agent's box at step u. Exact.
+IRLVLA_HD bool touches(const Track& track, int t, double dx, double dy, const Agent& agent, int u) {
+  const Box ego{track.centre_x[t] + dx, track.centre_y[t] + dy, track.cosine[t], track.sine[t], kHalfLength, kHalfWidth};
+  const Box other{agent.x[u], agent.y[u], agent.cosine[u], agent.sine[u], agent.half_length, agent.half_width};
+  const double gap = separation(ego, other);
+  if (gap > kCertain) return false;
+  if (gap < -kCertain) return true;
+  return overlap(corners_at(track, t, dx, dy), agent_corners(agent, u));
+}
+
+/// Cosine of the angle between the candidate's heading and the agent's centroid, seen from the rear axle at step t.
+/// Beyond 1 in magnitude the devkit's arccos is NaN and the agent is neither ahead nor behind (idm/utils.py).
+struct Bearing {
+  bool ahead, behind;
+};
+
+IRLVLA_HD Bearing bearing(const Track& track, int t, const Corners& agent) {
+  double x, y;
+  centroid(agent, x, y);
+  const double dx = x - track.x[t], dy = y - track.y[t], norm = square_root(dx * dx + dy * dy);
+  const double cosine = track.cosine[t] * (dx / norm) + track.sine[t] * (dy / norm);
+  if (!(cosine >= -1.0 && cosine <= 1.0)) return {false, false};
+  return {cosine > 0.8660254037844387, cosine < -0.8660254037844387};  // 30 and 150 degrees
+}
+
+/// First contact with an agent. Only the first decides: a fault cannot get worse, and anything else makes the devkit
+/// ignore the agent from then on.
+struct Contact {
+  int step = -1;
+  bool counts = false;
+};
+
+/// _calculate_no_at_fault_collision, get_collision_type.
+IRLVLA_HD Contact first_collision(const Track& track, const Areas& areas, const Agent& agent) {
+  uint64_t steps = overlapping_steps(track.envelope[0], agent.envelope, 0);
+  for (; steps; steps &= steps - 1) {
+    const int t = lowest_bit(steps);
+    if (!touches(track, t, 0.0, 0.0, agent, t)) continue;
+    Contact contact{t, false};
+    if (track.speed[t] <= 5e-2) return contact;  // stopped ego
+    if (agent.stopped) return {t, true};
+    const Corners other = agent_corners(agent, t);
+    if (bearing(track, t, other).behind) return contact;                  // active rear
+    if (side_touches(corners_at(track, t), 0, 3, other)) return {t, true};  // active front
+    contact.counts = ((areas.multiple_lanes | areas.off_road) >> t) & 1;  // active lateral
+    return contact;
+  }
+  return {};
+}
+
+/// _calculate_ttc. The box moves on along its heading with hypot(vx, vy): a reversing car is projected forwards.
+IRLVLA_HD Contact first_approach(const PackedScene& scene, const Track& track, const Areas& areas, const Agent& agent, uint64_t moving) {
+  uint64_t steps[kOffsets];
+  for (int i = 0; i < kOffsets; ++i) steps[i] = overlapping_steps(track.envelope[i], agent.envelope, 3 * i) & moving;
+  uint64_t any = steps[0] | steps[1] | steps[2] | steps[3];
+  for (; any; any &= any - 1) {
+    const int t = lowest_bit(any);
+    for (int i = 0; i < kOffsets; ++i) {
+      if (!((steps[i] >> t) & 1)) continue;
+      const double ahead = (3 * i) * kStep;
+      const double dx = track.cosine[t] * track.speed[t] * ahead, dy = track.sine[t] * track.speed[t] * ahead;
+      const int u = t + 3 * i;
+      if (!touches(track, t, dx, dy, agent, u)) continue;
+      const Bearing where = bearing(track, t, agent_corners(agent, u));
+      if (where.ahead) return {t, true};
+      if (where.behind) return {t, false};
+      const bool exposed = (((areas.multiple_lanes | areas.off_road) >> t) & 1) || (areas_at(scene, track.x[t], track.y[t], nullptr) & kIntersection);
+      return {t, exposed};
+    }
+  }
+  return {};
+}
+
+/// First step at which the box touches a red polygon (_calculate_traffic_light_compliance); -1: never.
+IRLVLA_HD int first_red_light(const PackedScene& scene, const Track& track, const Light& light) {
+  const Polygon& polygon = scene.at(scene.polygon)[light.polygon];
+  const Edge* edges = scene.at(scene.edges) + polygon.edge_begin;
+  const Bounds& b = polygon.bounds;
+  for (uint64_t steps = light.red; steps; steps &= steps - 1) {
+    const int t = lowest_bit(steps);
+    const Envelope& e = track.envelope[0];
+    if (e.x1[t] < b.x0 - scene.origin_x || b.x1 - scene.origin_x < e.x0[t]) continue;
+    if (e.y1[t] < b.y0 - scene.origin_y || b.y1 - scene.origin_y < e.y0[t]) continue;
+    if (box_touches_polygon(corners_at(track, t), edges, polygon.edge_count)) return t;
+  }
+  return -1;
+}
+
+// --- counters -------------------------------------------------------------------------------------------------------
+
+/// Largest distance within 11 samples (1.1 s, although the parameter says 1.0) while off the route; steps of `exempt`
+/// do not count. Sums in the order of numpy's pairwise sum, since 2 m and 6 m are compared strictly.
+IRLVLA_HD double oncoming_distance(const Track& track, uint64_t off_route, uint64_t exempt) {
+  double step[kSteps];
+  const uint64_t counted = off_route & ~exempt;
+  for (int t = 0; t < kSteps; ++t) {
+    if (t == 0 || !((counted >> t) & 1)) {
+      step[t] = 0.0;
+      continue;
+    }
+    step[t] = magnitude(track.centre_x[t] - track.centre_x[t - 1], track.centre_y[t] - track.centre_y[t - 1]);
+  }
+  double most = 0.0;
+  for (int t = 0; t < kSteps && counted; ++t) {
+    const int first = t > 10 ? t - 10 : 0, count = t - first + 1;
+    const double* s = step + first;
+    double sum = 0.0;
+    int i = 0;
+    if (count >= 8) sum = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7])), i = 8;
+    for (; i < count; ++i) sum += s[i];
+    most = larger(most, sum);
+  }
+  return most;
+}
+
+/// Longest run of steps off the centreline; inside an intersection the counter neither grows nor resets.
+IRLVLA_HD int off_centre_run(uint64_t off, uint64_t in_intersection) {
+  int run = 0, longest = 0;
+  for (int t = 0; t < kSteps; ++t) {
+    if ((in_intersection >> t) & 1) continue;
+    run = (off >> t) & 1 ? run + 1 : 0;
+    longest = run > longest ? run : longest;
+  }
+  return longest;
+}
+
+IRLVLA_HD double direction_compliance(double oncoming) { return oncoming < 2.0 ? 1.0 : oncoming < 6.0 ? 0.5 : 0.0; }
+
+}  // namespace IRLVLA_ISA
+}  // namespace irlvla

@@ -1,0 +1,127 @@
+// A scene prepared for scoring: one block of memory without pointers, so it can be copied to a GPU or kept with the scene.
+#pragma once
+#include "dynamics.h"
+
+namespace irlvla {
+
+/// Raw arrays of B scenes in the layout of irlvla.types.Scene (offsets have one entry more than their rows).
+struct SceneArrays {
+  int64_t scenes, history, agent_steps;
+  const int64_t* time_us;
+  const double* ego;              // B 11
+  const int64_t* history_time_us; // B H
+  const double* history_states;   // B H 8
+  const int64_t *agent_offsets, *agent_kind;
+  const double* agent_size;    // A 2
+  const uint8_t* agent_valid;  // A S
+  const double* agent_state;   // A S 5
+  const int64_t *polygon_offsets, *polygon_layer;
+  const uint8_t* polygon_on_route;
+  const int64_t *ring_offsets, *point_offsets;
+  const double* points;  // V 2
+  const int64_t *light_offsets, *light_polygon;
+  const uint8_t* light_red;  // Q 41
+  const int64_t* centerline_offsets;
+  const double* centerline;  // L 3
+};
+
+namespace IRLVLA_ISA {
+
+constexpr int kFrames = 60;       // steps kept per agent: 51, padded
+constexpr int kMaxHistory = 24;   // history samples put before the simulated states
+constexpr int kMaxLaneWords = 16; // 64 lanes each
+
+/// `size` items of T at `offset` bytes from the start of the scene.
+template <class T> struct Span {
+  int64_t offset;
+  int64_t size;
+};
+
+constexpr uint32_t kDrivable = 1, kIntersection = 2, kRoute = 4;  // of a polygon
+
+struct Polygon {
+  Bounds bounds;
+  int32_t edge_begin, edge_count;
+  uint32_t flags;
+  int32_t lane;  // its number among lanes and connectors; -1: neither
+};
+
+/// Bounding boxes of a moving box, per step, rounded outwards, relative to the scene's origin. Steps without the agent
+/// hold an empty box.
+struct Envelope {
+  float x0[kFrames], x1[kFrames], y0[kFrames], y1[kFrames];
+};
+
+struct Agent {
+  Envelope envelope;
+  float x0, x1, y0, y1;  // of all steps together
+  double x[kFrames], y[kFrames], heading[kFrames], cosine[kFrames], sine[kFrames];
+  double half_length, half_width;
+  int32_t fixed;       // an object, not a road user
+  int32_t stopped;     // an object, or at most 0.05 m/s where first seen
+  int32_t touches_ego; // at t = 0: log replay removes it
+  int32_t padding;
+};
+
+struct Light {
+  int32_t polygon, padding;
+  uint64_t red;  // bit t: red at step t
+};
+
+/// What is the same for every point of a grid cell, and what must be asked.
+struct Cell {
+  uint32_t flags;              // of the polygons that cover the whole cell
+  uint32_t borders, n_borders; // polygons with an edge in the cell: Border records
+  uint32_t line, n_line;       // centreline segments within 0.5 m of the cell
+};
+
+/// A polygon with edges in a cell. A point of the cell is inside iff the segment to the cell's witness point crosses
+/// an odd number of these edges, or even where the witness itself is inside.
+struct Border {
+  int32_t polygon;
+  uint32_t edges, n_edges;  // into `near_edges`
+  uint32_t witness_inside;
+};
+
+struct PackedScene {
+  int64_t bytes;
+  int64_t time_us;
+  State<double> ego;  // after its round trip
+  double origin_x, origin_y;
+  int32_t agents, polygons, lights, segments, history, lane_words, steps, padding;
+  // history comfort: samples before the simulated states
+  double history_ax[kMaxHistory], history_ay[kMaxHistory], history_heading[kMaxHistory];
+  double progress_start;  // of the centre of the ego at t = 0
+  // the grid
+  double grid_x, grid_y;
+  int32_t columns, rows;
+  Bounds map;
+  Span<uint32_t> grid;         // cell -> record
+  Span<Cell> cells;
+  Span<uint64_t> lanes;        // lane_words per record: lanes that cover the whole cell
+  Span<Border> borders;
+  Span<uint32_t> near_edges;   // edge number * 2 + (witness lies left of it)
+  Span<uint32_t> near_lines;   // segment numbers
+  Span<Polygon> polygon;
+  Span<Edge> edges;            // of polygons
+  Span<Agent> agent;
+  Span<Light> light;
+  Span<Edge> line;             // segments of the centreline
+  Span<double> line_start;     // distance along the centreline
+  Span<Bounds> line_blocks;
+
+  template <class T> IRLVLA_HD const T* at(const Span<T>& span) const {
+    return reinterpret_cast<const T*>(reinterpret_cast<const char*>(this) + span.offset);
+  }
+};
+
+constexpr double kCell = 1.0;  // metres
+
+/// The witness point of a cell, off its centre so that it does not meet edges drawn on round coordinates.
+IRLVLA_HD void witness(const PackedScene& scene, int column, int row, double& x, double& y) {
+  x = scene.grid_x + (column + 0.5170312) * kCell;
+  y = scene.grid_y + (row + 0.4831847) * kCell;
+}
+
+}  // namespace IRLVLA_ISA
+}  // namespace irlvla

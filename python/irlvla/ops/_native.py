@@ -1,0 +1,217 @@
+"""Between torch and the compiled core: the only file with `data_ptr` and streams, and where every op is registered.
+
+The ops live in `torch.ops.irlvla` for CPU and CUDA alike, with fake implementations, so torch.compile traces through
+them. Values are checked here, outside of any traced graph; shapes are checked by the callers in `irlvla.ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from irlvla import _C
+from irlvla.errors import BuildError, InputError
+
+STEPS, STATE = 41, 11
+LIMIT = 1e8  #: metres; beyond it a double cannot resolve what the exact predicates need
+
+_threads: int | None = None
+
+
+def set_num_threads(threads: int | None) -> None:
+    """Threads used by the CPU kernels; None (the default) follows torch, the affinity mask and the cgroup quota."""
+    global _threads
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1, got {threads}")
+    _threads = threads
+
+
+def get_num_threads() -> int:
+    """Threads that the next call on the CPU uses."""
+    return _threads if _threads is not None else min(torch.get_num_threads(), _C.available_threads())
+
+
+def as_tensor(value: Any, name: str, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Tensor:
+    """A contiguous tensor of `dtype` from a torch tensor, a numpy array, or anything with DLPack; no copy where none is needed."""
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.from_dlpack(value) if hasattr(value, "__dlpack__") and not hasattr(value, "__array__") else torch.as_tensor(value)
+        except Exception as error:
+            raise InputError(f"{name}: cannot read a {type(value).__name__} as a tensor ({error})") from error
+    if value.is_complex():
+        raise InputError(f"{name} must be real, got {value.dtype}")
+    if device is not None and value.device != torch.device(device):
+        raise InputError(f"{name} is on {value.device} but is needed on {device}; move it with .to({str(device)!r})")
+    return value.detach().to(dtype).contiguous()
+
+
+def require_finite(value: Tensor, name: str) -> None:
+    """Raise `InputError`, naming the first bad row, unless every value is finite and below 1e8."""
+    if value.numel() == 0 or bool((value.abs() < LIMIT).all()):
+        return
+    row = int((~(value.abs() < LIMIT)).reshape(value.shape[0], -1).any(1).nonzero()[0])
+    raise InputError(f"{name}[{row}] holds NaN, infinity or a value beyond {LIMIT:g}; fix or drop that row")
+
+
+def _launch(function: Callable[..., None], device: torch.device, *args: Any) -> None:
+    addresses = [a.data_ptr() if isinstance(a, Tensor) else a for a in args]
+    if device.type == "cpu":
+        function(*addresses, get_num_threads(), 0)
+    elif device.type == "cuda":
+        with torch.cuda.device(device):
+            try:
+                function(*addresses, -1, torch.cuda.current_stream(device).cuda_stream)
+            except RuntimeError as error:
+                raise BuildError(str(error)) from error
+    else:
+        raise InputError(f"device {device} is not supported; use cpu or cuda")
+
+
+def _empty(like: Tensor, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=like.device)
+
+
+# --- implementations ----------------------------------------------------------------------------------------------------
+
+
+def _simulate(plans: Tensor, ego: Tensor, time_us: Tensor, step: float, map_frame: bool) -> Tensor:
+    require_finite(plans, "plans")
+    require_finite(ego, "ego")
+    states = _empty(plans, len(plans), STEPS, STATE)
+    _launch(_C.simulate, plans.device, len(plans), plans, plans.shape[1], step, map_frame, ego, time_us, states)
+    return states
+
+
+def _score(
+    scenes: Tensor, scene_offsets: Tensor, scene_index: Tensor, plans: Tensor, source: int, step: float, remove_touching: bool, pdms: bool, states: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    require_finite(plans, "plans")
+    n = len(plans)
+    outputs = _score_outputs(plans, states)
+    if n:
+        # the kernel walks runs of candidates of one scene
+        if not bool((scene_index[1:] >= scene_index[:-1]).all()):
+            raise InputError("scene_index must not decrease; sort the candidates by scene")
+        if int(scene_index[0]) < 0 or int(scene_index[-1]) >= len(scene_offsets) - 1:
+            raise InputError(f"scene_index must lie in 0 ... {len(scene_offsets) - 2}")
+    metrics, events, masks, simulated = outputs
+    _launch(
+        _C.score, plans.device, n, scenes, scene_offsets, scene_index, source, plans, plans.shape[1], step, remove_touching, pdms,
+        metrics, events, masks, simulated if states else 0,
+    )  # fmt: skip
+    return outputs
+
+
+def _score_outputs(plans: Tensor, states: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n = plans.shape[0]
+    return (
+        _empty(plans, n, _C.METRICS),
+        _empty(plans, n, _C.EVENTS, dtype=torch.int32),
+        _empty(plans, n, _C.MASKS, dtype=torch.int64),
+        _empty(plans, n if states else 0, STEPS, STATE),
+    )
+
+
+def _extended_comfort(states: Tensor, previous: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    comfortable, rms = _empty(states, len(states), dtype=torch.bool), _empty(states, len(states), 4)
+    if len(shift) and not (1 <= int(shift.min()) and int(shift.max()) <= 5):
+        raise InputError(f"shift must be 1 ... 5 steps of 0.1 s between the two plans, got {int(shift.min())} ... {int(shift.max())}")
+    _launch(_C.extended_comfort, states.device, len(states), states, previous, shift, rms, comfortable)
+    return comfortable, rms
+
+
+def _comfort(states: Tensor, plain: bool) -> Tensor:
+    within = _empty(states, len(states), 6, dtype=torch.bool)
+    _launch(_C.comfort, states.device, len(states), states, states.shape[1], plain, within)
+    return within
+
+
+def _boxes_overlap(a: Tensor, b: Tensor) -> Tensor:
+    require_finite(a, "a")
+    require_finite(b, "b")
+    overlaps = _empty(a, len(a), dtype=torch.bool)
+    _launch(_C.boxes_overlap, a.device, len(a), a, b, overlaps)
+    return overlaps
+
+
+def _points_in_polygons(points: Tensor, edges: Tensor, edge_offsets: Tensor) -> Tensor:
+    require_finite(points, "points")
+    require_finite(edges, "polygons")
+    n, polygons = len(points), len(edge_offsets) - 1
+    inside = _empty(points, n, polygons, dtype=torch.bool)
+    _launch(_C.points_in_polygons, points.device, n * polygons, polygons, points, edges, edge_offsets, inside)
+    return inside
+
+
+def _project(points: Tensor, edges: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    require_finite(points, "points")
+    require_finite(edges, "polyline")
+    along, distance = _empty(points, len(points)), _empty(points, len(points))
+    _launch(_C.project, points.device, len(points), points, len(edges), edges, start, along, distance)
+    return along, distance
+
+
+def _time_to_collision(states: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
+    require_finite(states, "states")
+    seconds = _empty(states, len(states), STEPS)
+    _launch(_C.time_to_collision, states.device, len(states) * STEPS, states, boxes.shape[0], boxes.shape[1], boxes, valid, seconds)
+    return seconds
+
+
+# --- registration -------------------------------------------------------------------------------------------------------
+
+_library = torch.library.Library("irlvla", "DEF")
+
+
+def _register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    name = schema.split("(")[0]
+    _library.define(schema)
+    for device in ("CPU", "CUDA"):
+        _library.impl(name, run, device)
+    torch.library.register_fake(f"irlvla::{name}", fake, lib=_library)
+
+
+_register(
+    "simulate(Tensor plans, Tensor ego, Tensor time_us, float step, bool map_frame) -> Tensor",
+    _simulate,
+    lambda plans, ego, time_us, step, map_frame: _empty(plans, plans.shape[0], STEPS, STATE),
+)
+_register(
+    "score(Tensor scenes, Tensor scene_offsets, Tensor scene_index, Tensor plans, int source, float step, bool remove_touching, "
+    "bool pdms, bool states) -> (Tensor, Tensor, Tensor, Tensor)",
+    _score,
+    lambda scenes, scene_offsets, scene_index, plans, source, step, remove_touching, pdms, states: _score_outputs(plans, states),
+)
+_register(
+    "extended_comfort(Tensor states, Tensor previous, Tensor shift) -> (Tensor, Tensor)",
+    _extended_comfort,
+    lambda states, previous, shift: (_empty(states, states.shape[0], dtype=torch.bool), _empty(states, states.shape[0], 4)),
+)
+_register(
+    "comfort(Tensor states, bool plain) -> Tensor",
+    _comfort,
+    lambda states, plain: _empty(states, states.shape[0], 6, dtype=torch.bool),
+)
+_register(
+    "boxes_overlap(Tensor a, Tensor b) -> Tensor",
+    _boxes_overlap,
+    lambda a, b: _empty(a, a.shape[0], dtype=torch.bool),
+)
+_register(
+    "points_in_polygons(Tensor points, Tensor edges, Tensor edge_offsets) -> Tensor",
+    _points_in_polygons,
+    lambda points, edges, edge_offsets: _empty(points, points.shape[0], edge_offsets.shape[0] - 1, dtype=torch.bool),
+)
+_register(
+    "project(Tensor points, Tensor edges, Tensor start) -> (Tensor, Tensor)",
+    _project,
+    lambda points, edges, start: (_empty(points, points.shape[0]), _empty(points, points.shape[0])),
+)
+_register(
+    "time_to_collision(Tensor states, Tensor boxes, Tensor valid) -> Tensor",
+    _time_to_collision,
+    lambda states, boxes, valid: _empty(states, states.shape[0], STEPS),
+)
