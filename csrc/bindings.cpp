@@ -87,7 +87,7 @@ py::dict build_info() {
   py::dict info;
   py::list isas;
   isas.append("baseline");
-#ifdef IRLVLA_X86
+#ifdef __x86_64__
   isas.append("avx2");
   isas.append("avx512");
 #endif

@@ -11,7 +11,7 @@ namespace irlvla {
 namespace baseline {
 extern const Kernels kKernels;
 }
-#ifdef IRLVLA_X86
+#ifdef __x86_64__
 namespace avx2 {
 extern const Kernels kKernels;
 }
@@ -25,7 +25,7 @@ namespace {
 const Kernels& choose() {
   const char* wanted = std::getenv("IRLVLA_ISA");  // for tests and for comparing instruction sets
   const auto allowed = [&](const Kernels& k, bool runs) { return runs && (!wanted || std::strcmp(wanted, k.name) == 0); };
-#ifdef IRLVLA_X86
+#ifdef __x86_64__
   __builtin_cpu_init();
   if (allowed(avx512::kKernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                                     __builtin_cpu_supports("avx512vl")))

@@ -93,7 +93,7 @@ void extended_comfort_pack(const ExtendedComfortTask& task, int64_t first, int c
     for (int j = i; j < count; ++j) {
       if (task.shift[first + j] != shift) continue;
       bool all = true;
-      for (int k = 0; k < 4; ++k) task.rms[4 * (first + j) + k] = rms[k][j], all = all && rms[k][j] <= kExtendedLimits[k];
+      for (int k = 0; k < 4; ++k) task.rms[4 * (first + j) + k] = rms[k][j], all = all && rms[k][j] <= extended_limit(k);
       task.comfortable[first + j] = all;
     }
   }
@@ -113,7 +113,7 @@ void fill_track(const PackedScene& scene, const State<Pack>* states, const Pack*
     track.speed[t] = magnitude(states[t].vx[i], states[t].vy[i]);
     place(scene, track, t, lateral_sine[t][i], lateral_cosine[t][i]);
   }
-  enclose(track);
+  enclose(track, Alone{});
 }
 
 void score_pack(const ScoreTask& task, int64_t first, int count) {

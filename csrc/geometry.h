@@ -23,10 +23,15 @@ constexpr double kHalfPi = 1.5707963267948966;
 constexpr double kTwoPi = 6.283185307179586;
 constexpr double kInfinity = __builtin_huge_val();
 
+#ifdef __CUDACC__
+IRLVLA_HD double absolute(double x) { return fabs(x); }
+IRLVLA_HD double square_root(double x) { return sqrt(x); }
+#else
 IRLVLA_HD double absolute(double x) { return __builtin_fabs(x); }
+IRLVLA_HD double square_root(double x) { return __builtin_sqrt(x); }
+#endif
 IRLVLA_HD double smaller(double a, double b) { return b < a ? b : a; }
 IRLVLA_HD double larger(double a, double b) { return a < b ? b : a; }
-IRLVLA_HD double square_root(double x) { return __builtin_sqrt(x); }
 
 #ifndef __CUDACC__
 constexpr int kLanes = 8;
@@ -176,16 +181,20 @@ IRLVLA_HD void corner(R x, R y, R cosine, R sine, R lateral_cosine, R lateral_si
   cy = y + (lateral * lateral_sine + longitudinal * sine);
 }
 
-IRLVLA_HD Corners box_corners(double x, double y, double heading, double half_length, double half_width) {
-  double s, c, ls, lc;
-  sine_cosine(heading, s, c);
-  sine_cosine(heading + kHalfPi, ls, lc);
+IRLVLA_HD Corners box_corners(double x, double y, double c, double s, double lc, double ls, double half_length, double half_width) {
   Corners out;
   corner(x, y, c, s, lc, ls, half_length, half_width, out.x[0], out.y[0]);
   corner(x, y, c, s, lc, ls, -half_length, half_width, out.x[1], out.y[1]);
   corner(x, y, c, s, lc, ls, -half_length, -half_width, out.x[2], out.y[2]);
   corner(x, y, c, s, lc, ls, half_length, -half_width, out.x[3], out.y[3]);
   return out;
+}
+
+IRLVLA_HD Corners box_corners(double x, double y, double heading, double half_length, double half_width) {
+  double s, c, ls, lc;
+  sine_cosine(heading, s, c);
+  sine_cosine(heading + kHalfPi, ls, lc);
+  return box_corners(x, y, c, s, lc, ls, half_length, half_width);
 }
 
 /// Largest separation along the four axes of two boxes: positive = apart, negative = overlapping [m].

@@ -153,7 +153,8 @@ template <class R> IRLVLA_HD void comfort_differences(const State<R>* now, const
   }
 }
 
-constexpr double kExtendedLimits[4] = {0.7, 0.5, 0.1, 0.1};
+/// Limits of the four differences.
+IRLVLA_HD constexpr double extended_limit(int k) { return k == 0 ? 0.7 : k == 1 ? 0.5 : 0.1; }
 
 // --- the candidate's box over time ----------------------------------------------------------------------------------
 
@@ -192,18 +193,28 @@ IRLVLA_HD void place(const PackedScene& scene, Track& track, int t, double ls, d
   }
 }
 
+/// The threads that share a candidate: one on the CPU, a warp on a GPU.
+struct Alone {
+  static constexpr int size = 1;
+  IRLVLA_HD int rank() const { return 0; }
+  IRLVLA_HD uint64_t either(uint64_t bits) const { return bits; }
+  IRLVLA_HD uint64_t least(uint64_t value) const { return value; }
+  IRLVLA_HD float least(float value) const { return value; }
+};
+
 /// Bounds of all envelopes; steps beyond the last are emptied.
-IRLVLA_HD void enclose(Track& track) {
-  float x0 = track.envelope[0].x0[0], x1 = track.envelope[0].x1[0], y0 = track.envelope[0].y0[0], y1 = track.envelope[0].y1[0];
+template <class Group> IRLVLA_HD void enclose(Track& track, const Group& group) {
+  float x0 = 3e38f, x1 = -3e38f, y0 = 3e38f, y1 = -3e38f;
   for (int i = 0; i < kOffsets; ++i) {
     Envelope& e = track.envelope[i];
-    for (int t = 0; t < kSteps; ++t) {
+    for (int t = group.rank(); t < kSteps; t += Group::size) {
       x0 = e.x0[t] < x0 ? e.x0[t] : x0, x1 = e.x1[t] > x1 ? e.x1[t] : x1;
       y0 = e.y0[t] < y0 ? e.y0[t] : y0, y1 = e.y1[t] > y1 ? e.y1[t] : y1;
     }
-    for (int t = kSteps; t < kFrames; ++t) e.x0[t] = e.y0[t] = 3e38f, e.x1[t] = e.y1[t] = -3e38f;
+    for (int t = kSteps + group.rank(); t < kFrames; t += Group::size) e.x0[t] = e.y0[t] = 3e38f, e.x1[t] = e.y1[t] = -3e38f;
   }
-  track.x0 = x0, track.x1 = x1, track.y0 = y0, track.y1 = y1;
+  x0 = group.least(x0), x1 = -group.least(-x1), y0 = group.least(y0), y1 = -group.least(-y1);
+  if (group.rank() == 0) track.x0 = x0, track.x1 = x1, track.y0 = y0, track.y1 = y1;
 }
 
 IRLVLA_HD Corners corners_at(const Track& track, int t, double dx = 0.0, double dy = 0.0) {
@@ -361,7 +372,8 @@ IRLVLA_HD int lowest_bit(uint64_t mask) {
 }
 
 IRLVLA_HD Corners agent_corners(const Agent& agent, int t) {
-  return box_corners(agent.x[t], agent.y[t], agent.heading[t], agent.half_length, agent.half_width);
+  return box_corners(agent.x[t], agent.y[t], agent.cosine[t], agent.sine[t], agent.lateral_cosine[t], agent.lateral_sine[t], agent.half_length,
+                     agent.half_width);
 }
 
 /// The candidate's box at step t, moved by (dx, dy), touches the agent's box at step u. Exact.
@@ -374,8 +386,9 @@ IRLVLA_HD bool touches(const Track& track, int t, double dx, double dy, const Ag
   return overlap(corners_at(track, t, dx, dy), agent_corners(agent, u));
 }
 
-/// Cosine of the angle between the candidate's heading and the agent's centroid, seen from the rear axle at step t.
-/// Beyond 1 in magnitude the devkit's arccos is NaN and the agent is neither ahead nor behind (idm/utils.py).
+/// Whether the agent's centroid lies within 30 degrees of the heading, or beyond 150, seen from the rear axle at step t
+/// (idm/utils.py). For an agent exactly in line, rounding can carry the devkit's cosine past 1 and its arccos to NaN,
+/// so that the agent is neither; whether it does hangs on the last bit of the simulated state. Here it is in line.
 struct Bearing {
   bool ahead, behind;
 };
@@ -384,9 +397,8 @@ IRLVLA_HD Bearing bearing(const Track& track, int t, const Corners& agent) {
   double x, y;
   centroid(agent, x, y);
   const double dx = x - track.x[t], dy = y - track.y[t], norm = square_root(dx * dx + dy * dy);
-  const double cosine = track.cosine[t] * (dx / norm) + track.sine[t] * (dy / norm);
-  if (!(cosine >= -1.0 && cosine <= 1.0)) return {false, false};
-  return {cosine > 0.8660254037844387, cosine < -0.8660254037844387};  // 30 and 150 degrees
+  const double cosine = track.cosine[t] * (dx / norm) + track.sine[t] * (dy / norm);  // NaN on the axle itself: neither
+  return {cosine > 0.8660254037844387, cosine < -0.8660254037844387};
 }
 
 /// First contact with an agent. Only the first decides: a fault cannot get worse, and anything else makes the devkit

@@ -124,7 +124,7 @@ IRLVLA_HD void extended_comfort_row(const ExtendedComfortTask& task, int64_t i) 
   double rms[4];
   comfort_differences(now, before, static_cast<int>(task.shift[i]), rms);
   bool all = true;
-  for (int k = 0; k < 4; ++k) task.rms[4 * i + k] = rms[k], all = all && rms[k] <= kExtendedLimits[k];
+  for (int k = 0; k < 4; ++k) task.rms[4 * i + k] = rms[k], all = all && rms[k] <= extended_limit(k);
   task.comfortable[i] = all;
 }
 
@@ -184,14 +184,6 @@ IRLVLA_HD void time_to_collision_row(const TimeToCollisionTask& task, int64_t i)
 }
 
 // --- the whole score of one candidate -------------------------------------------------------------------------------
-
-/// The threads that share a candidate: one on the CPU, a warp on a GPU.
-struct Alone {
-  static constexpr int size = 1;
-  IRLVLA_HD int rank() const { return 0; }
-  IRLVLA_HD uint64_t either(uint64_t bits) const { return bits; }
-  IRLVLA_HD uint64_t least(uint64_t value) const { return value; }
-};
 
 template <class Group> IRLVLA_HD Areas all_areas(const PackedScene& scene, const Track& track, const Group& group) {
   Areas a{0, 0, 0, 0, 0};

@@ -157,8 +157,10 @@ struct Builder {
       const double* s = in.agent_state + (a * in.agent_steps + t) * 5;
       if (!seen) agent.stopped = agent.fixed || std::hypot(s[3], s[4]) <= 5e-2;  // velocity as first seen, for good
       seen = true;
-      agent.x[t] = s[0], agent.y[t] = s[1], agent.heading[t] = s[2];
-      sine_cosine(s[2], agent.sine[t], agent.cosine[t]);
+      agent.x[t] = s[0], agent.y[t] = s[1];
+      // Recorded boxes do not move: the library's sine agrees with numpy's to the last bit, or nearly always.
+      agent.cosine[t] = std::cos(s[2]), agent.sine[t] = std::sin(s[2]);
+      agent.lateral_cosine[t] = std::cos(s[2] + kHalfPi), agent.lateral_sine[t] = std::sin(s[2] + kHalfPi);
       const double ex = std::abs(agent.cosine[t]) * agent.half_length + std::abs(agent.sine[t]) * agent.half_width;
       const double ey = std::abs(agent.sine[t]) * agent.half_length + std::abs(agent.cosine[t]) * agent.half_width;
       outward(s[0] - head.origin_x - ex, s[0] - head.origin_x + ex, v.x0[t], v.x1[t]);

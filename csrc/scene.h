@@ -55,7 +55,8 @@ struct Envelope {
 struct Agent {
   Envelope envelope;
   float x0, x1, y0, y1;  // of all steps together
-  double x[kFrames], y[kFrames], heading[kFrames], cosine[kFrames], sine[kFrames];
+  double x[kFrames], y[kFrames];
+  double cosine[kFrames], sine[kFrames], lateral_cosine[kFrames], lateral_sine[kFrames];  // of heading, and of heading + pi/2
   double half_length, half_width;
   int32_t fixed;       // an object, not a road user
   int32_t stopped;     // an object, or at most 0.05 m/s where first seen

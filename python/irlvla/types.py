@@ -13,14 +13,17 @@ Frames, said once. Metres, radians, seconds; headings counter-clockwise.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 import safetensors
 import safetensors.torch
@@ -88,10 +91,11 @@ def rows_of(group: str) -> Any:
 
 @dataclass(frozen=True)
 class Batch:
-    """A frozen dataclass of tensors (and tuples of strings) that share a leading axis.
+    """A frozen dataclass of tensors, tuples of strings and other batches that share a leading axis.
 
     Ragged data is packed, never padded: a field made with `rows_of("agent")` holds the rows of all scenes one after
-    the other, and the field made with `offsets_of("agent")` says which belong to whom. Optional fields may be None.
+    the other, and the field made with `offsets_of("agent")` says which belong to whom. Optional fields may be None;
+    numbers and strings describe the whole batch.
     """
 
     # -- shape -------------------------------------------------------------------------------------------------------
@@ -101,134 +105,216 @@ class Batch:
         found = [(f.metadata["offsets"], f.metadata["parent"], f.name) for f in dataclasses.fields(cls) if "offsets" in f.metadata]
         return {rows: (parent, name) for rows, parent, name in found}
 
-    def __len__(self) -> int:
+    def _fields(self) -> Iterator[tuple[str, Any]]:
+        """Names and values of what has a leading axis."""
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if value is not None and "rows" not in f.metadata and isinstance(value, Tensor | tuple):
-                return len(value) - ("offsets" in f.metadata)
+            if isinstance(value, Tensor | tuple | Batch):
+                yield f.name, value
+
+    def __len__(self) -> int:
+        for name, value in self._fields():
+            metadata = type(self).__dataclass_fields__[name].metadata
+            if "rows" not in metadata:
+                if isinstance(value, Tensor) and value.ndim == 0:
+                    raise InputError(f"this {type(self).__name__} is a single item: it has no leading axis left")
+                return len(value) - ("offsets" in metadata)
         raise InputError(f"{type(self).__name__} holds no data")
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and values of the tensor fields that are present."""
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
+        """Names and values of the tensors that are present; those of a nested batch as "details.states"."""
+        for name, value in self._fields():
             if isinstance(value, Tensor):
-                yield f.name, value
+                yield name, value
+            elif isinstance(value, Batch):
+                yield from ((f"{name}.{inner}", tensor) for inner, tensor in value.tensors())
 
     @property
     def device(self) -> torch.device:
-        return next(self.tensors())[1].device
+        for _, value in self.tensors():
+            return value.device
+        raise InputError(f"{type(self).__name__} holds no data")
 
-    def _map(self, change: Any) -> Self:
-        return dataclasses.replace(self, **{name: change(value) for name, value in self.tensors()})
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        values = {name: value for name, value in self._fields() if not isinstance(value, tuple)}
+        return dataclasses.replace(self, **{k: v._map(change) if isinstance(v, Batch) else change(v) for k, v in values.items()})
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(
+        self, device: str | int | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None, non_blocking: bool = False
+    ) -> Self:
         """As `torch.Tensor.to`; a dtype applies to floating-point fields only."""
-        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
-        return self._map(lambda t: t.to(device, dtype if t.is_floating_point() else None, non_blocking))
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        if dtype is not None and not dtype.is_floating_point:
+            raise InputError(f"to({dtype}): a floating-point dtype is needed, integer and boolean fields keep theirs")
+        return self._map(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         return self._map(Tensor.pin_memory)
 
     # -- selection ---------------------------------------------------------------------------------------------------
-    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Self:
+    def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor) -> Self:
         """Select along the leading axis. An int drops the axis of dense types; of ragged types it keeps a batch of one."""
+        rows = _rows(index, len(self))
         if not self._groups():
-            return dataclasses.replace(self, **{name: value[index] for name, value in self._fields()})
-        scenes = torch.arange(len(self))[[index] if isinstance(index, int) else index]
-        chosen, ranges = {"scene": scenes}, {}
-        for rows, (parent, name) in self._groups().items():
+            view = index if isinstance(index, slice) and (index.step or 1) > 0 else rows
+            return dataclasses.replace(self, **{name: _take(name, value, view) for name, value in self._fields()})
+        chosen, offsets = {"scene": torch.as_tensor(rows).reshape(-1)}, {}
+        for group, (parent, name) in self._groups().items():
             bounds = getattr(self, name).cpu()
             starts, sizes = bounds[chosen[parent]], (bounds[1:] - bounds[:-1])[chosen[parent]]
-            ranges[name] = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-            chosen[rows] = torch.repeat_interleave(starts - ranges[name][:-1], sizes) + torch.arange(int(sizes.sum()))
-        return dataclasses.replace(self, **{name: self._pick(name, value, chosen, ranges) for name, value in self._fields()})
-
-    def _fields(self) -> Iterator[tuple[str, Any]]:
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor | tuple):
-                yield f.name, value
-
-    def _pick(self, name: str, value: Any, chosen: Mapping[str, Tensor], ranges: Mapping[str, Tensor]) -> Any:
-        if name in ranges:
-            return ranges[name].to(value)
-        index = chosen[type(self).__dataclass_fields__[name].metadata.get("rows", "scene")]
-        return value[index.to(value.device)] if isinstance(value, Tensor) else tuple(value[i] for i in index.tolist())
+            offsets[name] = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+            chosen[group] = torch.repeat_interleave(starts - offsets[name][:-1], sizes) + torch.arange(int(sizes.sum()))
+        picked = {name: offsets[name].to(value) for name, value in self._fields() if name in offsets}
+        for name, value in self._fields():
+            if name not in offsets:
+                picked[name] = _take(name, value, chosen[type(self).__dataclass_fields__[name].metadata.get("rows", "scene")])
+        return dataclasses.replace(self, **picked)
 
     @classmethod
-    def cat(cls, items: Sequence[Self]) -> Self:
+    def cat(cls, items: Iterable[Self]) -> Self:
         """Concatenate along the leading axis; ragged groups are re-offset. A field must be present in all or in none."""
+        items = list(items)
         if not items:
             raise InputError(f"{cls.__name__}.cat needs at least one item")
-        joined: dict[str, Any] = {}
-        for f in dataclasses.fields(cls):
-            values = [getattr(item, f.name) for item in items]
-            present = [v is not None for v in values]
-            if any(present) != all(present):
-                raise InputError(f"{cls.__name__}.cat: '{f.name}' is present in some items and missing in others")
-            if not all(present) or not isinstance(values[0], Tensor | tuple):
-                joined[f.name] = values[0]
-            elif "offsets" in f.metadata:
-                ends = [v[-1:] for v in values]
-                shifts = torch.cat([values[0][:1], *ends]).cumsum(0)
-                joined[f.name] = torch.cat([values[0][:1], *(v[1:] + s for v, s in zip(values, shifts, strict=False))])
-            else:
-                joined[f.name] = torch.cat(values) if isinstance(values[0], Tensor) else sum(values, ())
-        return cls(**joined)
+        if strangers := {type(item).__name__ for item in items if not isinstance(item, cls)}:
+            raise InputError(f"{cls.__name__}.cat got {', '.join(sorted(strangers))}")
+        return cls(**{f.name: _join(cls.__name__, f, [getattr(item, f.name) for item in items]) for f in dataclasses.fields(cls)})
 
     @classmethod
-    def stack(cls, items: Sequence[Self]) -> Self:
+    def stack(cls, items: Iterable[Self]) -> Self:
         """Add a leading axis to dense types; ragged types are always batches, so stacking them is `cat`."""
-        if cls._groups():
-            return cls.cat(items)
-        return cls.cat([item._map(lambda t: t[None]) for item in items])
+        return cls.cat(items if cls._groups() else [item._map(lambda t: t[None]) for item in items])
 
     # -- files -------------------------------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one safetensors file, whole or not at all. Strings and numbers go to its metadata as JSON."""
+        """Write one safetensors file, whole or not at all. Strings and numbers go to its metadata as JSON, with a checksum."""
         path = Path(path)
-        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not isinstance(getattr(self, f.name), Tensor)}
-        metadata = {"irlvla": type(self).__name__, "fields": json.dumps(rest)}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors()}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in self.tensors()}
+        fields = json.dumps(self._plain())
+        metadata = {"irlvla": type(self).__name__, "fields": fields, "checksum": _checksum(fields, tensors)}
+        temporary = path.parent / f".irlvla-{secrets.token_hex(8)}.tmp"
         try:
-            with os.fdopen(handle, "wb") as stream:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb") as stream:
                 stream.write(safetensors.torch.save(tensors, metadata))
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        except OSError as error:
+            raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
         return path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Self:
         """Read a file written by `save`. Raises `FileError` for anything else: truncated, corrupt, of another type."""
         try:
-            with safetensors.safe_open(os.fspath(path), framework="pt", device=str(device)) as stream:
+            with safetensors.safe_open(os.fspath(path), framework="pt") as stream:
                 metadata = stream.metadata() or {}
-                if metadata.get("irlvla") != cls.__name__:
-                    raise FileError(f"{path} holds {metadata.get('irlvla', 'something else')!r}, not {cls.__name__!r}")
-                values = json.loads(metadata["fields"]) | {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
-        except FileError:
-            raise
+                # Copies: the tensors would otherwise be a map of a file that another process may shorten.
+                tensors = {name: stream.get_tensor(name).clone() for name in stream.keys()}  # noqa: SIM118
         except FileNotFoundError as error:
             raise FileError(f"{path} does not exist") from error
         except Exception as error:
             raise FileError(f"{path} is not a whole {cls.__name__} file ({error}); write it again with {cls.__name__}.save") from error
+        if metadata.get("irlvla") != cls.__name__:
+            raise FileError(f"{path} holds {metadata.get('irlvla', 'something else')!r}, not {cls.__name__!r}")
+        fields = metadata.get("fields", "")
+        if metadata.get("checksum") != _checksum(fields, tensors):
+            raise FileError(f"{path} is corrupt: its content does not match its checksum; write it again with {cls.__name__}.save")
+        try:
+            values: dict[str, Any] = json.loads(fields)
+            for name, tensor in tensors.items():
+                *outer, last = name.split(".")
+                functools.reduce(lambda node, key: node[key], outer, values)[last] = tensor
+            return cls._build(values).to(device)
+        except (KeyError, StopIteration, TypeError, ValueError) as error:
+            raise FileError(f"{path} was written by another version of {cls.__name__}: {error}") from error
+
+    def _plain(self) -> dict[str, Any]:
+        """Everything but the tensors, nested batches as dictionaries: what JSON can hold."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: v._plain() if isinstance(v, Batch) else v for k, v in values.items() if not isinstance(v, Tensor)}
+
+    @classmethod
+    def _build(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `_plain`, tensors included."""
         names = {f.name for f in dataclasses.fields(cls)}
         if names != values.keys():
-            raise FileError(f"{path} has the fields {sorted(values)} but {cls.__name__} needs {sorted(names)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+            raise ValueError(f"it has the fields {sorted(values)}, {cls.__name__} needs {sorted(names)}")
+        built = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        for name in [name for name, value in values.items() if isinstance(value, dict)]:
+            hint = get_type_hints(cls)[name]
+            kind = next(kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and issubclass(kind, Batch))
+            built[name] = kind._build(values[name])
+        return cls(**built)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _rows(index: Any, count: int) -> int | Tensor:
+    """An index into `count` rows as one position or as a 1-D tensor of positions, in range and not negative."""
+    if isinstance(index, slice):
+        return torch.tensor(range(count)[index], dtype=torch.int64)
+    try:
+        rows = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"an index along the leading axis is an int, a slice, a list or a 1-D tensor, not {index!r}") from error
+    if isinstance(index, list) and not index:
+        rows = rows.to(torch.int64)
+    if rows.ndim == 1 and rows.dtype == torch.bool:
+        if len(rows) != count:
+            raise IndexError(f"a mask of {len(rows)} for {count} rows")
+        return rows.nonzero().squeeze(1)
+    if rows.ndim > 1 or isinstance(index, tuple) or rows.dtype.is_floating_point or rows.dtype.is_complex or rows.dtype == torch.bool:
+        raise InputError(f"an index along the leading axis is an int, a slice, or 1-D of ints or bools, not {index!r}")
+    rows = rows.to(torch.int64)
+    if bool(((rows < -count) | (rows >= count)).any()):
+        raise IndexError(f"index {index} is out of range for {count} rows")
+    rows = torch.where(rows < 0, rows + count, rows)
+    return int(rows) if rows.ndim == 0 else rows
+
+
+def _take(name: str, value: Any, index: int | slice | Tensor) -> Any:
+    """Rows of a field."""
+    if isinstance(value, Tensor):
+        if value.ndim == 0:
+            raise InputError(f"'{name}' is a single value: it has no leading axis left to index")
+        return value[index.to(value.device) if isinstance(index, Tensor) else index]
+    if isinstance(value, tuple) and not isinstance(index, slice):
+        return tuple(value[i] for i in torch.as_tensor(index).reshape(-1).tolist())
+    return value[index]
+
+
+def _join(owner: str, field: dataclasses.Field[Any], values: Sequence[Any]) -> Any:
+    """One field of several batches, concatenated."""
+    label = f"{owner}.cat: '{field.name}'"
+    first, present = values[0], [value is not None for value in values]
+    if any(present) != all(present):
+        raise InputError(f"{label} is present in some items and missing in others")
+    if isinstance(first, Batch):
+        return type(first).cat(values)
+    if isinstance(first, tuple):
+        return tuple(itertools.chain.from_iterable(values))
+    if not isinstance(first, Tensor):
+        if any(value != first for value in values):
+            raise InputError(f"{label} differs between the items ({', '.join(sorted({repr(v) for v in values}))}); it must be the same")
+        return first
+    if "offsets" in field.metadata:
+        starts = list(itertools.accumulate((int(value[-1]) for value in values), initial=0))
+        return torch.cat([first[:1], *(value[1:] + start for value, start in zip(values, starts, strict=False))])
+    try:
+        return torch.cat(list(values))
+    except RuntimeError as error:
+        raise InputError(f"{label} does not fit together: {', '.join(str(tuple(v.shape)) for v in values)} ({error})") from error
+
+
+def _checksum(fields: str, tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of names, types, shapes and bytes: finds what a truncated or damaged file changed."""
+    value = zlib.crc32(fields.encode())
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
 
 
 @dataclass(frozen=True)

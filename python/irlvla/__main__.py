@@ -1,0 +1,5 @@
+"""`python -m irlvla`."""
+
+from irlvla.cli import main
+
+main()

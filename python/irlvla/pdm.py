@@ -1,0 +1,640 @@
+"""PDM-Closed: the rule-based plan that ego progress is measured against, for scenes that carry none.
+
+As NAVSIM v2.2 computes it for its metric cache: three paths (the centreline and its parallels 1 m to the right and to
+the left) times five IDM policies (20 ... 100 % of the speed limit) make 15 proposals; each is tracked by the simulated
+car and scored against a constant-velocity forecast of what is seen at t = 0, and the best one is the plan.
+
+Letters: L points of a path, M objects, E edges of their outlines, K bars that cover them, S segments of a corridor,
+U = 20 updates of the leader (every 2nd step). Arrays of proposals are "3 5 ...": path, policy. "Sic" marks what looks
+like a slip and is the devkit's.
+
+What cannot be reproduced from a scene, and is not: the devkit keeps one planner per worker, whose list of objects to
+ignore (those that touched the car at t = 0) grows over all scenes that the worker has seen; here it starts empty.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from irlvla.errors import InputError
+from irlvla.ops import reference
+from irlvla.ops.reference import LENGTH, REAR_AXLE_TO_CENTRE, WIDTH
+from irlvla.types import METRICS, STEP, STEPS, Epdms, Kind, Scene, StateIndex
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+OFFSETS = (0.0, -1.0, 1.0)  # of the paths from the centreline, left is positive [m]
+FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)  # of the speed limit
+UNKNOWN_LIMIT = 15.0  # [m/s]
+MIN_GAP, HEADWAY, ACCELERATION, DECELERATION, EXPONENT = 1.0, 1.5, 1.5, 3.0, 10  # IDM [m, s, m/s^2, m/s^2, 1]
+CORRIDOR_TIME = 50 * STEP  # the corridor is as long as the fastest policy drives in this time [s]
+EVERY = 2  # steps between updates of the leader and of the forecast
+RADIUS = 100.0  # objects further from the car are ignored [m]
+TREE_CHILDREN = 10  # of a node of the devkit's search tree
+NEAREST_STATIC = 50  # how many are considered
+NEAREST = {Kind.VEHICLE: 50, Kind.PEDESTRIAN: 25, Kind.BICYCLE: 10}
+
+HALF_LENGTH, HALF_WIDTH = LENGTH / 2.0, WIDTH / 2.0  # of the car [m]
+
+UPDATES = np.arange(EVERY, STEPS, EVERY)
+UPDATE_TIMES = UPDATES.astype(np.float64) * STEP
+
+Scorer = Callable[[Scene, Float[Tensor, "B 15 41 3"]], Float[Tensor, "B 15"]]
+
+
+def pdm_closed(scenes: Scene, *, score: Scorer | None = None) -> Float[Tensor, "B 41 3"]:
+    """The PDM-Closed plan of each scene: map-frame rear-axle poses at 0.1 s, what `Scene.reference` holds.
+
+    As in the devkit these are the poses of the proposal itself, before the tracker. NaN where a scene has no
+    centreline (no points, or no length): it has no PDM-Closed plan. `score` replaces the scorer of the proposals.
+    """
+    forecasts = forecast(scenes)
+    poses = proposals(forecasts)
+    routed = ~poses.isnan().flatten(1).any(1)
+    plans = torch.full((len(scenes), STEPS, 3), torch.nan, dtype=torch.float64)
+    if routed.any():
+        candidates = poses[routed]
+        scores = (score or score_batch)(forecasts[routed.nonzero().squeeze(1)], candidates)
+        best = torch.from_numpy(scores.cpu().numpy().argmax(axis=1))  # numpy: the first of equals wins
+        plans[routed] = candidates[torch.arange(len(best)), best]
+    return plans.to(scenes.device)
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+
+def score_batch(scenes: Scene, poses: Float[Tensor, "B 15 41 3"]) -> Float[Tensor, "B 15"]:
+    """What the devkit maximises: EPDMS without EC; EP against the best proposal of the scene itself, HC 1 (it sees no history)."""
+    values, progress = _measure(scenes, poses)
+    column = {name: values[..., i] for i, name in enumerate(METRICS)}
+    lawful = column["nc"] * column["dac"] * column["ddc"] * column["tlc"]
+    best = (progress * lawful).amax(dim=-1, keepdim=True)
+    column["ep"].copy_(torch.where(best > reference.PROGRESS_THRESHOLD, (progress / best).clamp(0.0, 1.0), 1.0))
+    column["hc"].fill_(1.0), column["ec"].fill_(torch.nan)
+    return Epdms(values).score()
+
+
+def _measure(scenes: Scene, poses: Float[Tensor, "B 15 41 3"]) -> tuple[Float[Tensor, "B 15 9"], Float[Tensor, "B 15"]]:
+    """Sub-metrics (EP, HC and EC are not read) and progress [m] of map-frame poses: the only place that calls the scorer.
+
+    The tracker follows the poses as they are, at exact steps of 0.1 s. Agents that touch the car at t = 0 do not count.
+    """
+    values, progress = [], []
+    for i in range(len(scenes)):
+        states = reference.track(poses[i], scenes.ego[i].expand(poses.shape[1], -1))
+        measured, details = reference.measure(reference.only_scene(scenes[i]), states, remove_touching=True)
+        values.append(measured)
+        progress.append(details.progress)
+    return torch.stack(values), torch.stack(progress)
+
+
+# -- forecast ----------------------------------------------------------------------------------------------------------
+
+
+def forecast(scenes: Scene) -> Scene:
+    """The scenes as PDM-Closed expects them to unfold: constant velocity, lights as they are at t = 0.
+
+    Kept are the nearest objects of each kind within 100 m, at t = 0. Boxes glide along their heading, backwards if the
+    velocity points backwards, and move every 2nd step only. The velocities stay as measured.
+    """
+    scenes = scenes.to("cpu", torch.float64)
+    state, valid = scenes.agent_state[:, 0].numpy(), scenes.agent_valid[:, 0].numpy()
+    kind = scenes.agent_kind.numpy()
+    spans = itertools.pairwise(scenes.agent_offsets.tolist())
+    chosen = [
+        first + _considered(state[first:last], valid[first:last], kind[first:last], ego)
+        for (first, last), ego in zip(spans, scenes.ego.numpy(), strict=True)
+    ]
+    rows = np.concatenate([np.zeros(0, np.int64), *chosen])
+    times = np.arange(STEPS) // EVERY * EVERY * STEP
+    future = np.repeat(state[rows, None], STEPS, axis=1)
+    future[..., :2] += times[:, None] * _drift(state[rows], kind[rows])[:, None]
+    return dataclasses.replace(
+        scenes,
+        agent_offsets=torch.from_numpy(np.cumsum([0, *map(len, chosen)])).to(scenes.agent_offsets),
+        agent_token=tuple(scenes.agent_token[i] for i in rows.tolist()),
+        agent_kind=torch.from_numpy(kind[rows]),
+        agent_size=scenes.agent_size[torch.from_numpy(rows)],
+        agent_valid=torch.ones(len(rows), STEPS, dtype=torch.bool),
+        agent_state=torch.from_numpy(future),
+        light_red=scenes.light_red[:, :1].repeat(1, STEPS),
+    )
+
+
+def _considered(state: Array, valid: Mask, kind: Indices, ego: Array) -> Indices:
+    """Rows of the objects that the planner considers: static ones first, then by kind, the nearest of each first."""
+    centre = ego[:2] + REAR_AXLE_TO_CENTRE * np.array([np.cos(ego[2]), np.sin(ego[2])])
+    distance = np.hypot(*(state[:, :2] - centre).T)
+    order = np.argsort(distance, kind="stable")
+    order = order[valid[order] & (distance[order] <= RADIUS)]
+    groups = [order[~_moves(kind[order])][:NEAREST_STATIC]]
+    groups += [order[kind[order] == moving][:most] for moving, most in NEAREST.items()]
+    return np.concatenate(groups)
+
+
+def _moves(kind: Indices) -> Mask:
+    return kind <= Kind.BICYCLE  # nuPlan's AGENT_TYPES; all others are static objects
+
+
+def _drift(state: Array, kind: Indices) -> Array:
+    """Velocities "M 2" of the forecast: the measured speed along the heading or against it."""
+    heading, vx, vy = state[:, 2], state[:, 3], state[:, 4]
+    forward = np.abs(_wrap(heading - np.arctan2(vy, vx))) < np.pi / 2
+    course = np.where(forward, heading, _wrap(heading + np.pi))
+    speed = np.where(_moves(kind), np.hypot(vx, vy), 0.0)
+    return np.stack([np.cos(course) * speed, np.sin(course) * speed], axis=-1)
+
+
+# -- proposals ---------------------------------------------------------------------------------------------------------
+
+
+def proposals(scenes: Scene) -> Float[Tensor, "B 15 41 3"]:
+    """The 15 proposals of each forecast scene (see `forecast`), path by path; NaN for a scene without centreline."""
+    limit = scenes.speed_limit.numpy()
+    if (limit <= 0.0).any():
+        scene = int((limit <= 0.0).argmax())
+        raise InputError(f"speed_limit must be positive, or NaN where unknown; that of scene {scene} is {limit[scene]}")
+    limit = np.where(np.isnan(limit), UNKNOWN_LIMIT, limit)
+    poses = np.full((len(scenes), len(OFFSETS), len(FRACTIONS), STEPS, 3), np.nan)
+    for i, (first, last) in enumerate(itertools.pairwise(scenes.centerline_offsets.tolist())):
+        paths = _Paths.beside(scenes.centerline[first:last].numpy())
+        if paths.length[0] > 0.0:
+            poses[i] = _unroll(paths, scenes.ego[i].numpy(), np.array(FRACTIONS) * limit[i], _Objects.of(scenes, i))
+    return torch.from_numpy(poses.reshape(len(scenes), -1, STEPS, 3))
+
+
+def _unroll(paths: _Paths, ego: Array, target: Array, objects: _Objects) -> Array:
+    """Poses "3 5 41 3" of the proposals: all policies drive along each path, behind the leader in its corridor."""
+    start = paths.project(_rear_axle(ego))
+    reach = target.max() * CORRIDOR_TIME
+    corridors = [_Corridor.around(paths.substring(path, start[path], start[path] + reach)) for path in range(len(start))]
+    traffic = _Traffic.within(corridors, paths, objects)
+    progress = np.repeat(start[:, None], len(target), axis=1)
+    speed = np.full(progress.shape, ego[StateIndex.VX])
+    leader = _Leader(*np.zeros((3, *progress.shape)))  # sic: at step 1 something stands at the start of the path
+    driven = [progress]
+    for step in range(1, STEPS):
+        if step % EVERY == 0:
+            leader = _leaders(paths, progress, traffic, step // EVERY - 1)
+        progress, speed = _follow(progress, speed, leader, target)
+        driven.append(progress)
+    return paths.poses_at(np.stack(driven, axis=-1).reshape(len(start), -1)).reshape(*progress.shape, STEPS, 3)
+
+
+@dataclass(frozen=True)
+class _Leader:
+    """What each proposal follows, each "3 5": progress along the path [m], speed [m/s], distance to its rear [m]."""
+
+    progress: Array
+    speed: Array
+    rear: Array
+
+
+def _follow(progress: Array, speed: Array, leader: _Leader, target: Array) -> tuple[Array, Array]:
+    """One Euler step of the intelligent driver model."""
+    desired = MIN_GAP + speed * HEADWAY + (speed * (speed - leader.speed)) / (2 * math.sqrt(ACCELERATION * DECELERATION))
+    gap = np.maximum(leader.progress - progress - leader.rear, MIN_GAP)
+    acceleration = ACCELERATION * (1 - (speed / target) ** EXPONENT - (desired / gap) ** 2)
+    return progress + STEP * speed, speed + STEP * _clip(acceleration, -DECELERATION, ACCELERATION)
+
+
+def _leaders(paths: _Paths, progress: Array, traffic: _Traffic, update: int) -> _Leader:
+    """The nearest object ahead of each proposal, or the end of the path.
+
+    Ahead: its centroid projects beyond the rear axle, and it touches the corridor. Nearest: by the distance of the
+    outlines. Sic: the devkit fills one array policy by policy and forgets to clear it, so a red light inherits the
+    speed of the previous policy's leader, and the distance to the rear stays once a slower policy had a free road.
+    """
+    ahead = traffic.progress[update][:, None] > progress[..., None]  # "3 5 M"
+    free = ~ahead.any(axis=-1)
+    rear = np.where(np.logical_or.accumulate(free, axis=1), HALF_LENGTH, 0.0)
+    end = np.repeat(paths.length[:, None], progress.shape[1], axis=1)
+    if free.all():
+        return _Leader(end, np.zeros_like(progress), rear)
+    poses = paths.poses_at(progress)
+    clearance = np.where(ahead, _clearance(poses, traffic.edges[update], traffic.first), np.inf)
+    nearest = clearance.argmin(axis=-1)
+    gap = clearance.min(axis=-1)
+    if ((clearance == 0.0).sum(axis=-1) > 1).any():  # the car overlaps several at once: the first that is visited leads
+        nearest = np.where(clearance == gap[..., None], traffic.visiting_ranks(update), len(traffic.all.first)).argmin(axis=-1)
+    measured = ~free & ~traffic.light[nearest]
+    speed = np.where(measured, traffic.speed[nearest] * np.cos(_wrap(traffic.heading[nearest] - poses[..., 2])), 0.0)
+    policy = np.maximum.accumulate(np.where(measured, np.arange(progress.shape[1]), -1), axis=1)  # the last that measured
+    inherited = np.where(policy >= 0, speed[np.arange(len(speed))[:, None], policy], 0.0)
+    return _Leader(np.where(free, end, progress + gap), inherited, rear)
+
+
+# -- paths -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """The centreline and its parallels: poses "3 L 3" with unwrapped headings, their progress "3 L" [m]."""
+
+    poses: Array
+    progress: Array
+    slope: Array  # "3 L-1 3", per metre
+
+    @classmethod
+    def beside(cls, centerline: Array) -> _Paths:
+        """Each point is shifted across its own heading; headings are those of the centreline."""
+        across = centerline[:, 2] + np.pi / 2
+        shift = np.stack([np.cos(across), np.sin(across), np.zeros(len(across))], axis=-1)
+        poses = centerline + np.array(OFFSETS)[:, None, None] * shift
+        poses[..., 2] = np.unwrap(centerline[:, 2])
+        progress = np.zeros(poses.shape[:2])
+        progress[:, 1:] = np.linalg.norm(np.diff(poses[..., :2], axis=1), axis=-1).cumsum(axis=-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slope = np.diff(poses, axis=1) / np.diff(progress, axis=1)[..., None]
+        return cls(poses, progress, slope)
+
+    @property
+    def length(self) -> Array:
+        """Of each path, "3" [m]; 0 if there are no points."""
+        return self.progress[:, -1] if self.progress.size else np.zeros(len(OFFSETS))
+
+    def project(self, point: Array) -> Array:
+        """Progress "3" of the nearest point of each path."""
+        return np.concatenate([_project(point[None], *line) for line in zip(self.poses[..., :2], self.progress, strict=True)])
+
+    def poses_at(self, progress: Array) -> Array:
+        """Poses "3 n 3" at a progress "3 n", which is clipped to the path, never quite to its first point."""
+        progress = np.minimum(np.maximum(progress, 1e-5), self.length[:, None])
+        segment = np.maximum((self.progress[:, None] < progress[..., None]).sum(axis=-1), 1) - 1
+        path = np.arange(len(progress))[:, None]
+        beyond = progress - self.progress[path, segment]
+        poses: Array = self.slope[path, segment] * beyond[..., None] + self.poses[path, segment]
+        poses[..., 2] = _wrap(poses[..., 2])
+        poses[np.isnan(poses)] = 0.0  # sic: a parallel that shrinks to a point lies at the origin of the map
+        return poses
+
+    def substring(self, path: int, start: float, end: float) -> Array:
+        """Points "n 2" of the path between two progresses.
+
+        Sic: the vertices between them, without the cut ends; cut exactly only where there are fewer than two.
+        """
+        points, progress = self.poses[path, :, :2], self.progress[path]
+        start, end = min(max(start, 0.0), progress[-1]), min(max(end, 0.0), progress[-1])
+        inside = points[(start <= progress) & (progress <= end)]
+        if len(inside) > 1:
+            return inside
+        between = points[(start < progress) & (progress < end)]
+        return np.stack([_point_at(points, progress, start), *between, _point_at(points, progress, end)])
+
+
+def _point_at(points: Array, progress: Array, distance: float) -> Array:
+    return np.array([np.interp(distance, progress, points[:, 0]), np.interp(distance, progress, points[:, 1])])
+
+
+def _project(points: Array, line: Array, progress: Array) -> Array:
+    """Progress "n" along a polyline "L 2" of the point nearest to each of "n 2"; the first of equals wins.
+
+    The formulas are those of GEOS (Distance::pointToSegment), which decide where a path crosses itself.
+    """
+    (x0, y0), (dx, dy) = line[:-1].T, np.diff(line, axis=0).T
+    squared = dx * dx + dy * dy
+    safe = np.where(squared > 0.0, squared, 1.0)
+    from_x, from_y = points[:, :1] - x0, points[:, 1:] - y0
+    fraction = (from_x * dx + from_y * dy) / safe
+    distance = np.abs((from_x * dy - from_y * dx) / safe) * np.sqrt(squared)
+    distance = np.where(fraction <= 0.0, np.sqrt(from_x * from_x + from_y * from_y), distance)
+    to_x, to_y = points[:, :1] - line[1:, 0], points[:, 1:] - line[1:, 1]
+    distance = np.where(fraction >= 1.0, np.sqrt(to_x * to_x + to_y * to_y), distance)
+    nearest = distance.argmin(axis=-1)
+    share = _clip(fraction[np.arange(len(points)), nearest], 0.0, 1.0)
+    return progress[nearest] + share * np.sqrt(squared[nearest])
+
+
+# -- objects -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Objects:
+    """What may be in the way: boxes, then red lights (the polygons of their lane connectors), at t = 0.
+
+    `edges` "E 2 2" (start, end) are the outlines of the M objects one after the other, from `first` "M" on. `bars` "K 5"
+    (centre, heading, half length, half width) touch what the outlines touch: the boxes themselves, and the edges of the
+    lights as boxes of no width; `bar_of` "K" is the object that each belongs to.
+    """
+
+    edges: Array
+    first: Indices
+    bars: Array
+    bar_of: Indices
+    centre: Array  # "M 2", centroids
+    drift: Array  # "M 2", velocities in the forecast [m/s]
+    heading: Array  # "M"
+    speed: Array  # "M", along the heading [m/s]
+    light: Mask  # "M"
+    ignored: Mask  # "M": boxes that touch the car, lights that contain all of it
+
+    @classmethod
+    def of(cls, scenes: Scene, index: int) -> _Objects:
+        """The objects of one forecast scene."""
+        first, last = scenes.agent_offsets[index : index + 2].tolist()
+        state, kind, size = (t[first:last].numpy() for t in (scenes.agent_state[:, 0], scenes.agent_kind, scenes.agent_size))
+        lights, ego = _red_lights(scenes, index), scenes.ego[index, :3].numpy()
+        inside = [_contains(light, ego) for light in lights]
+        count, zeros = len(state), np.zeros(len(lights))
+        edges = [_box_edges(state, size), *(light.edges for light in lights)]
+        sizes = np.array([4] * count + [len(light.edges) for light in lights], dtype=np.int64)
+        return cls(
+            edges=np.concatenate(edges),
+            first=np.cumsum(sizes) - sizes,
+            bars=np.concatenate([np.concatenate([state[:, :3], size / 2.0], axis=-1), *(_thin_bars(part) for part in edges[1:])]),
+            bar_of=np.concatenate([np.arange(count), np.repeat(np.arange(count, len(sizes)), sizes[count:])]),
+            centre=np.concatenate([state[:, :2], *(light.centroid()[None] for light in lights)]),
+            drift=np.concatenate([_drift(state, kind), np.zeros((len(lights), 2))]),
+            heading=np.concatenate([state[:, 2], zeros]),
+            speed=np.concatenate([np.where(_moves(kind), np.hypot(state[:, 3], state[:, 4]), 0.0), zeros]),
+            light=np.arange(len(sizes)) >= count,
+            ignored=np.concatenate([_clearance(ego, edges[0], 4 * np.arange(count)) == 0.0, np.array(inside, dtype=bool)]),
+        )
+
+    def outline(self, row: int) -> Array:
+        """Edges of one object."""
+        return self.edges[self.first[row] :][: np.diff(self.first, append=len(self.edges))[row]]
+
+
+@dataclass(frozen=True)
+class _Traffic:
+    """The objects that ever touch a corridor and are not ignored, over the updates of the leader; M are those only."""
+
+    all: _Objects
+    rows: Indices  # "M", among all
+    progress: Array  # "U 3 M": progress of the centroid along each path; -inf while the object does not touch its corridor
+    edges: Array  # "U E 2 2"
+    first: Indices  # "M"
+    heading: Array  # "M"
+    speed: Array  # "M"
+    light: Mask  # "M"
+
+    @classmethod
+    def within(cls, corridors: list[_Corridor], paths: _Paths, objects: _Objects) -> _Traffic:
+        touching = np.stack([corridor.touching(objects) & ~objects.ignored for corridor in corridors], axis=1)  # "U 3 M"
+        rows = np.flatnonzero(touching.any(axis=(0, 1)))
+        touching = touching[..., rows]
+        moving = np.any(objects.drift[rows] != 0.0, axis=-1)
+        progress = np.full(touching.shape, -np.inf)
+        for path in range(len(corridors) if len(rows) else 0):
+            update, row = np.nonzero(touching[:, path])
+            place, which = np.unique(np.where(moving[row], update, 0) * len(rows) + row, return_inverse=True)  # standing ones: once
+            when, what = place // len(rows), rows[place % len(rows)]
+            centre = objects.centre[what] + UPDATE_TIMES[when, None] * objects.drift[what]
+            progress[update, path, row] = _project(centre, paths.poses[path, :, :2], paths.progress[path])[which]
+        sizes = np.diff(objects.first, append=len(objects.edges))[rows]
+        first = np.cumsum(sizes) - sizes
+        edge = np.repeat(objects.first[rows] - first, sizes) + np.arange(sizes.sum())
+        edges = objects.edges[edge] + UPDATE_TIMES[:, None, None, None] * np.repeat(objects.drift[rows], sizes, axis=0)[:, None]
+        return cls(objects, rows, progress, edges, first, objects.heading[rows], objects.speed[rows], objects.light[rows])
+
+    def visiting_ranks(self, update: int) -> Indices:
+        """Ranks "M" in the order in which the devkit's search tree of one update, of all objects, visits them."""
+        objects = self.all
+        sizes = np.diff(objects.first, append=len(objects.edges))
+        points = objects.edges[:, 0] + UPDATE_TIMES[update] * np.repeat(objects.drift, sizes, axis=0)
+        low, high = np.minimum.reduceat(points, objects.first), np.maximum.reduceat(points, objects.first)
+        return np.argsort(_visiting_order(low, high))[self.rows]
+
+
+def _visiting_order(low: Array, high: Array) -> Indices:
+    """The order in which GEOS's sort-tile-recursive tree visits objects with these lower and upper corners "M 2".
+
+    Level by level the nodes are sorted by x into about square-root-many slices, each slice by y into families of 10.
+    """
+    nodes = [np.array([row]) for row in range(len(low))]
+    while len(nodes) > 1:
+        slices = math.ceil(math.sqrt(math.ceil(len(nodes) / TREE_CHILDREN)))
+        by_x = np.argsort(low[:, 0] + high[:, 0], kind="stable")
+        families: list[Indices] = []
+        for part in _chunks(by_x, math.ceil(len(nodes) / slices)):
+            families += _chunks(part[np.argsort(low[part, 1] + high[part, 1], kind="stable")], TREE_CHILDREN)
+        nodes = [np.concatenate([nodes[child] for child in family]) for family in families]
+        low = np.stack([low[family].min(axis=0) for family in families])
+        high = np.stack([high[family].max(axis=0) for family in families])
+    return nodes[0]
+
+
+def _chunks(rows: Indices, size: int) -> list[Indices]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+# -- corridors ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Corridor:
+    """All points within half the car's width of a polyline, and the half squares beyond its two ends.
+
+    The devkit takes shapely's buffer, whose arcs are polygons and whose line is simplified first: at bends it differs by
+    up to about a centimetre. Kept as segments, each with a radius: those of the line, then twice four edges of a square.
+    """
+
+    start: Array  # "S 2"
+    step: Array  # "S 2"
+    radius: Array  # "S"
+
+    @classmethod
+    def around(cls, line: Array) -> _Corridor:
+        squares = np.stack([_end_square(line[::-1], -1.0), _end_square(line, 1.0)])
+        start = np.concatenate([line[:-1], squares.reshape(-1, 2)])
+        step = np.concatenate([np.diff(line, axis=0), (np.roll(squares, -1, axis=1) - squares).reshape(-1, 2)])
+        return cls(start, step, np.append(np.full(len(line) - 1, HALF_WIDTH), np.zeros(8)))
+
+    def touching(self, objects: _Objects) -> Mask:
+        """Which objects touch the corridor at which updates, "U M"."""
+        low, high = self.contact(objects.bars)
+        near = np.flatnonzero((low <= high).any(axis=-1))
+        owner = objects.bar_of[near]
+        heading = objects.bars[near, 2]
+        along = objects.drift[owner, 0] * np.cos(heading) + objects.drift[owner, 1] * np.sin(heading)
+        glide = (UPDATE_TIMES[:, None] * along)[..., None]
+        update, bar = np.nonzero(((low[near] <= glide) & (glide <= high[near])).any(axis=-1))
+        touching = np.zeros((len(UPDATES), len(objects.first)), dtype=bool)
+        touching[update, owner[bar]] = True
+        for row in np.flatnonzero(objects.light).tolist():
+            x, y = np.moveaxis(objects.outline(row) - self.start[0], -1, 0)
+            touching[:, row] |= bool(_odd_crossings(x, y).sum() % 2)  # the corridor lies in the polygon
+        return touching
+
+    def contact(self, bars: Array) -> tuple[Array, Array]:
+        """How far bars "K 5" have to glide along their headings to touch each part: two "K parts" [m].
+
+        A part is touched while low <= glide <= high; never if low > high. The parts (capsules around the segments, the
+        half squares) are convex, so each is touched during one interval, whose ends have a closed form in the frame of
+        the bar.
+        """
+        cosine, sine = np.cos(bars[:, 2, None]), np.sin(bars[:, 2, None])
+        from_x, from_y = self.start[:, 0] - bars[:, :1], self.start[:, 1] - bars[:, 1:2]
+        x, y = from_x * cosine + from_y * sine, from_y * cosine - from_x * sine
+        dx, dy = self.step[:, 0] * cosine + self.step[:, 1] * sine, self.step[:, 1] * cosine - self.step[:, 0] * sine
+        half_length, half_width = bars[:, 3, None], bars[:, 4, None]
+        high = _furthest(x, y, dx, dy, half_width, self.radius) + half_length
+        low = -_furthest(-x, y, -dx, dy, half_width, self.radius) - half_length
+        squares_low, squares_high = low[:, -8:].reshape(-1, 2, 4).min(axis=-1), high[:, -8:].reshape(-1, 2, 4).max(axis=-1)
+        return np.concatenate([low[:, :-8], squares_low], axis=-1), np.concatenate([high[:, :-8], squares_high], axis=-1)
+
+
+def _furthest(x: Array, y: Array, dx: Array, dy: Array, half_width: Array, radius: Array) -> Array:
+    """The furthest place on the x axis of a bar across it, |y| <= half_width, within `radius` of (x, y) + s (dx, dy).
+
+    -inf where there is none. From one point of the segment the bar can be sqrt(radius^2 - e^2) further along, with
+    e = max(|y| - half_width, 0). The sum is concave in s, so the best s of the whole line, clipped to the segment, is
+    the best of the segment.
+    """
+    length = np.sqrt(dx * dx + dy * dy)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        lean = np.where(length > 0.0, dx * np.sign(dy) / length, 0.0)
+        best = (np.copysign(half_width, lean) + radius * lean - y) / dy
+    s = _clip(np.where(dy == 0.0, dx > 0.0, best), 0.0, 1.0)
+    beyond = np.maximum(np.abs(y + s * dy) - half_width, 0.0)
+    return np.where(beyond <= radius, x + s * dx + np.sqrt(np.maximum(radius * radius - beyond * beyond, 0.0)), -np.inf)
+
+
+def _end_square(line: Array, sign: float) -> Array:
+    """Corners "4 2" of the half square beyond the last point of a polyline; beside a mere point, of one half of a square."""
+    moved = np.flatnonzero((line != line[-1]).any(axis=-1))
+    forward = line[-1] - line[moved[-1]] if len(moved) else np.array([sign, 0.0])
+    forward = forward / np.hypot(*forward) * HALF_WIDTH
+    left = np.array([-forward[1], forward[0]])
+    return line[-1] + np.stack([left, left + forward, forward - left, -left])
+
+
+# -- shapes ------------------------------------------------------------------------------------------------------------
+
+
+def _clearance(poses: Array, edges: Array, first: Indices) -> Array:
+    """Distances "... M" between the car at rear-axle poses "... 3" and outlines; 0 where they touch or overlap.
+
+    In the frame of the car: the nearest points of its box and an edge are an end of the edge, or the corner of the box
+    that is furthest towards the edge and its foot on it.
+    """
+    if not len(first):
+        return np.zeros((*poses.shape[:-1], 0))
+    x, y = _in_car_frame(poses, edges)
+    apart, dx, dy, cross = _separation(x, y)
+    to_x, to_y = np.maximum(np.abs(x[..., 0]) - HALF_LENGTH, 0.0), np.maximum(np.abs(y[..., 0]) - HALF_WIDTH, 0.0)
+    squared = to_x * to_x + to_y * to_y
+    length2 = dx * dx + dy * dy
+    foot = (np.copysign(HALF_LENGTH, dy * cross) - x[..., 0]) * dx + (np.copysign(HALF_WIDTH, -dx * cross) - y[..., 0]) * dy
+    beyond = np.abs(cross) - HALF_LENGTH * np.abs(dy) - HALF_WIDTH * np.abs(dx)
+    on_edge = (foot >= 0.0) & (foot <= length2) & (length2 > 0.0)
+    squared = np.minimum(squared, np.where(on_edge, beyond * beyond / np.where(on_edge, length2, 1.0), np.inf))
+    squared = np.where(apart <= 0.0, 0.0, squared)
+    inside = np.logical_xor.reduceat(_odd_crossings(x, y), first, axis=-1)
+    return np.where(inside, 0.0, np.sqrt(np.minimum.reduceat(squared, first, axis=-1)))
+
+
+def _in_car_frame(poses: Array, edges: Array) -> tuple[Array, Array]:
+    """x and y "... E 2" of points "E 2 2" in frames at the centre of the car, at rear-axle poses "... 3"."""
+    cosine, sine = np.cos(poses[..., 2]), np.sin(poses[..., 2])
+    centre_x, centre_y = poses[..., 0] + REAR_AXLE_TO_CENTRE * cosine, poses[..., 1] + REAR_AXLE_TO_CENTRE * sine
+    from_x, from_y = edges[..., 0] - centre_x[..., None, None], edges[..., 1] - centre_y[..., None, None]
+    cosine, sine = cosine[..., None, None], sine[..., None, None]
+    return from_x * cosine + from_y * sine, from_y * cosine - from_x * sine
+
+
+def _separation(x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
+    """Of edges "... E 2" and the box of the car, in its frame: separation, dx, dy, and the cross product of the ends.
+
+    Negative where the edge enters the inside of the box, 0 where it touches, positive elsewhere (separating axes).
+    """
+    dx, dy = x[..., 1] - x[..., 0], y[..., 1] - y[..., 0]
+    cross = x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]
+    along = np.abs(x[..., 0] + x[..., 1]) - 2.0 * HALF_LENGTH - np.abs(dx)
+    across = np.abs(y[..., 0] + y[..., 1]) - 2.0 * HALF_WIDTH - np.abs(dy)
+    beside = np.abs(cross) - HALF_LENGTH * np.abs(dy) - HALF_WIDTH * np.abs(dx)
+    return np.maximum(np.maximum(along, across), beside), dx, dy, cross
+
+
+def _odd_crossings(x: Array, y: Array) -> Mask:
+    """Whether edges "... E 2" cross the positive x axis; an odd number of an outline's edges = it contains the origin."""
+    cross = x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]
+    return ((y[..., 0] > 0.0) != (y[..., 1] > 0.0)) & ((cross > 0.0) == (y[..., 1] > y[..., 0]))
+
+
+def _box_edges(state: Array, size: Array) -> Array:
+    """Edges "M*4 2 2" of boxes: centre x y and heading "M 5", length and width "M 2"; corners as nuPlan computes them."""
+    heading, half_length, half_width = state[:, 2, None], size[:, :1] / 2.0, size[:, 1:] / 2.0
+    along = half_length * np.array([1.0, -1.0, -1.0, 1.0])
+    across = half_width * np.array([1.0, 1.0, -1.0, -1.0])
+    x = state[:, :1] + ((across * np.cos(heading + np.pi / 2)) + (along * np.cos(heading)))
+    y = state[:, 1:2] + ((across * np.sin(heading + np.pi / 2)) + (along * np.sin(heading)))
+    corners = np.stack([x, y], axis=-1)
+    return np.stack([corners, np.roll(corners, -1, axis=1)], axis=2).reshape(-1, 2, 2)
+
+
+def _thin_bars(edges: Array) -> Array:
+    """Edges "E 2 2" as boxes of no width "E 5": centre, heading, half length, half width."""
+    step = edges[:, 1] - edges[:, 0]
+    length = np.hypot(step[:, 0], step[:, 1])
+    return np.column_stack([edges.mean(axis=1), np.arctan2(step[:, 1], step[:, 0]), length / 2.0, np.zeros(len(edges))])
+
+
+@dataclass(frozen=True)
+class _Polygon:
+    """Edges "E 2 2" of all rings; `sign` "E" is 1 for counter-clockwise shells and clockwise holes, else -1."""
+
+    edges: Array
+    sign: Array
+
+    def centroid(self) -> Array:
+        """Of the area, "2"; of the vertices if there is no area."""
+        origin = self.edges[0, 0]
+        start, end = self.edges[:, 0] - origin, self.edges[:, 1] - origin
+        area = self.sign * (start[:, 0] * end[:, 1] - end[:, 0] * start[:, 1])
+        total = area.sum()
+        return origin + (((start + end) * area[:, None]).sum(axis=0) / (3.0 * total) if total != 0.0 else start.mean(axis=0))
+
+
+def _contains(polygon: _Polygon, pose: Array) -> bool:
+    """Whether the whole car at a rear-axle pose lies in a polygon, borders included."""
+    x, y = _in_car_frame(pose, polygon.edges)
+    return bool(_odd_crossings(x, y).sum() % 2) and not bool((_separation(x, y)[0] < 0.0).any())
+
+
+def _red_lights(scenes: Scene, index: int) -> list[_Polygon]:
+    """Polygons of one scene's connectors on the route whose light is red at t = 0."""
+    first, last = scenes.light_offsets[index : index + 2].tolist()
+    red = scenes.light_polygon[first:last][scenes.light_red[first:last, 0]] + scenes.polygon_offsets[index]
+    return [_polygon(scenes, row) for row in red.tolist() if scenes.polygon_on_route[row]]
+
+
+def _polygon(scenes: Scene, row: int) -> _Polygon:
+    first, last = scenes.ring_offsets[row : row + 2].tolist()
+    edges: list[Array] = []
+    signs: list[Array] = []
+    for start, end in itertools.pairwise(scenes.point_offsets[first : last + 1].tolist()):
+        ring = scenes.points[start:end].numpy()
+        local = ring - ring[:1]
+        turn = np.sign((local[:-1, 0] * local[1:, 1] - local[1:, 0] * local[:-1, 1]).sum())
+        edges.append(np.stack([ring, np.roll(ring, -1, axis=0)], axis=1))
+        signs.append(np.full(len(ring), -turn if signs else turn))
+    return _Polygon(np.concatenate(edges), np.concatenate(signs))
+
+
+def _rear_axle(ego: Array) -> Array:
+    """The rear axle "2" as nuPlan's ego state returns it: by way of the centre, which rounds."""
+    forward = REAR_AXLE_TO_CENTRE * np.array([np.cos(ego[2]), np.sin(ego[2])])
+    return (ego[:2] + forward) - forward
+
+
+def _wrap(angle: Array) -> Array:
+    return np.arctan2(np.sin(angle), np.cos(angle))
+
+
+def _clip(values: Array, low: float, high: float) -> Array:
+    """As np.clip, whose checks take longer than the work on small arrays."""
+    return np.minimum(np.maximum(values, low), high)
