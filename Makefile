@@ -44,7 +44,8 @@ SANITIZED := $(CURDIR)/build/sanitize
 sanitize: $(VENV)/.irlvla-test  ## a million random candidates under the address and undefined-behaviour sanitizers
 	SKBUILD_CMAKE_DEFINE=IRLVLA_SANITIZE=ON SKBUILD_INSTALL_STRIP=false SKBUILD_BUILD_DIR=$(SANITIZED)/cmake \
 	  $(PIP) --no-deps --upgrade --target $(SANITIZED)/site .
-	PYTHONPATH=$(SANITIZED)/site $(BIN)/python -c 'import irlvla; assert irlvla.__file__.startswith("$(SANITIZED)"), irlvla.__file__'
+	@PYTHONPATH=$(SANITIZED)/site $(BIN)/python -c 'import irlvla; assert irlvla.__file__.startswith("$(SANITIZED)")' 2>/dev/null \
+	  || { echo "The editable install in $(VENV) hides the sanitized copy: make sanitize VENV=.venv/sanitize"; exit 1; }
 	PYTHONPATH=$(SANITIZED)/site PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	  IRLVLA_FUZZ=$${IRLVLA_FUZZ:-1000000} $(BIN)/python -m pytest -s tests/test_fuzz.py

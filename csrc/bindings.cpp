@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <stdexcept>
 #include <string>
 
@@ -19,6 +20,20 @@ namespace {
 using Address = uintptr_t;
 template <class T> T* at(Address address) { return reinterpret_cast<T*>(address); }
 
+/// Runs `work` without the interpreter lock. Not py::gil_scoped_release: when the interpreter has ended meanwhile, taking
+/// the lock again unwinds this thread, and that must not start inside a destructor.
+template <class Work> void without_gil(Work&& work) {
+  PyThreadState* state = PyEval_SaveThread();
+  std::exception_ptr error;
+  try {
+    work();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  PyEval_RestoreThread(state);
+  if (error) std::rethrow_exception(error);
+}
+
 /// Where a task runs: on `threads` CPU threads, or (threads < 0) on the current CUDA device and `stream`.
 struct Where {
   int threads;
@@ -28,10 +43,11 @@ struct Where {
 template <class Task> using OnGpu = const char* (*)(const Task&, void*);
 
 template <class Task> void run(const Task& task, Where where, void (*cpu)(const Task&, int), typename std::enable_if<true, OnGpu<Task>>::type gpu) {
-  py::gil_scoped_release release;
-  if (where.threads >= 0) return cpu(task, where.threads);
-  if (!gpu) throw std::runtime_error("this build of irlvla has no CUDA; build it with IRLVLA_CUDA=ON");
-  if (const char* error = gpu(task, at<void>(where.stream))) throw std::runtime_error(std::string("CUDA: ") + error);
+  without_gil([&] {
+    if (where.threads >= 0) return cpu(task, where.threads);
+    if (!gpu) throw std::runtime_error("this build of irlvla has no CUDA; build it with IRLVLA_CUDA=ON");
+    if (const char* error = gpu(task, at<void>(where.stream))) throw std::runtime_error(std::string("CUDA: ") + error);
+  });
 }
 
 #ifdef IRLVLA_CUDA
@@ -69,18 +85,34 @@ py::tuple prepare(int64_t scenes, int64_t history, int64_t agent_steps, const st
   py::array_t<int64_t> offsets(scenes + 1);
   int64_t* bounds = offsets.mutable_data();
   char* block = nullptr;
-  {
-    py::gil_scoped_release release;
+  without_gil([&] {
     std::vector<std::vector<char>> prepared(scenes);
-    parallel_for(scenes, threads, [&](int64_t i) { prepared[i] = prepare_scene(arrays, i); });
+    parallel_for(scenes, threads, [&](int64_t i) {
+      try {
+        prepared[i] = prepare_scene(arrays, i);
+      } catch (const std::invalid_argument& error) {
+        throw std::invalid_argument(std::to_string(i) + ":" + error.what());
+      }
+    });
     bounds[0] = 0;
     for (int64_t i = 0; i < scenes; ++i) bounds[i + 1] = bounds[i] + static_cast<int64_t>(prepared[i].size());
     block = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(bounds[scenes] > 0 ? bounds[scenes] : 64)));
     if (!block) throw std::bad_alloc();
     parallel_for(scenes, threads, [&](int64_t i) { std::memcpy(block + bounds[i], prepared[i].data(), prepared[i].size()); });
-  }
+  });
   py::capsule owner(block, [](void* memory) { std::free(memory); });
   return py::make_tuple(py::array_t<uint8_t>({bounds[scenes]}, {1}, reinterpret_cast<uint8_t*>(block), owner), offsets);
+}
+
+/// First of `rows` rows with a value that is not finite or beyond the limit; -1: none.
+int64_t first_bad_row(Address values, int64_t rows, int64_t columns) {
+  const double* v = at<const double>(values);
+  for (int64_t i = 0; i < rows; ++i) {
+    bool good = true;
+    for (int64_t k = 0; k < columns; ++k) good = good & (__builtin_fabs(v[i * columns + k]) < baseline::kLimit);
+    if (!good) return i;
+  }
+  return -1;
 }
 
 py::dict build_info() {
@@ -139,10 +171,8 @@ PYBIND11_MODULE(_C, m) {
     const PointsInPolygonsTask task{rows, polygons, at<const double>(points), at<const double>(edges), at<const int64_t>(edge_offsets), at<uint8_t>(inside)};
     run(task, {threads, stream}, kernels().points_in_polygons, IRLVLA_GPU(points_in_polygons));
   });
-  m.def("project", [](int64_t rows, Address points, int64_t segments, Address edges, Address start, Address along, Address distance, int threads,
-                      Address stream) {
-    const ProjectTask task{rows, at<const double>(points), segments, at<const double>(edges), at<const double>(start), at<double>(along),
-                           at<double>(distance)};
+  m.def("project", [](int64_t rows, Address points, int64_t segments, Address edges, Address along, Address distance, int threads, Address stream) {
+    const ProjectTask task{rows, at<const double>(points), segments, at<const double>(edges), at<double>(along), at<double>(distance)};
     run(task, {threads, stream}, kernels().project, IRLVLA_GPU(project));
   });
   m.def("time_to_collision", [](int64_t rows, Address states, int64_t agents, int64_t agent_steps, Address boxes, Address valid, Address seconds, int threads,
@@ -152,13 +182,13 @@ PYBIND11_MODULE(_C, m) {
     run(task, {threads, stream}, kernels().time_to_collision, IRLVLA_GPU(time_to_collision));
   });
 
+  m.def("first_bad_row", first_bad_row);
   m.def("available_threads", available_threads);
   m.def("isa", [] { return kernels().name; });
   m.def("build_info", build_info);
   m.def("parallel_selftest", [](int64_t tasks, int threads) {
-    py::gil_scoped_release release;
     std::vector<int64_t> done(tasks, 0);
-    parallel_for(tasks, threads, [&](int64_t i) { done[i] += i; });
+    without_gil([&] { parallel_for(tasks, threads, [&](int64_t i) { done[i] += i; }); });
     int64_t sum = 0;
     for (const int64_t value : done) sum += value;
     return sum;

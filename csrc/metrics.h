@@ -406,6 +406,7 @@ IRLVLA_HD Bearing bearing(const Track& track, int t, const Corners& agent) {
 struct Contact {
   int step = -1;
   bool counts = false;
+  int ahead = 0;  // which of the TTC offsets
 };
 
 /// _calculate_no_at_fault_collision, get_collision_type.
@@ -440,10 +441,10 @@ IRLVLA_HD Contact first_approach(const PackedScene& scene, const Track& track, c
       const int u = t + 3 * i;
       if (!touches(track, t, dx, dy, agent, u)) continue;
       const Bearing where = bearing(track, t, agent_corners(agent, u));
-      if (where.ahead) return {t, true};
-      if (where.behind) return {t, false};
+      if (where.ahead) return {t, true, i};
+      if (where.behind) return {t, false, i};
       const bool exposed = (((areas.multiple_lanes | areas.off_road) >> t) & 1) || (areas_at(scene, track.x[t], track.y[t], nullptr) & kIntersection);
-      return {t, exposed};
+      return {t, exposed, i};
     }
   }
   return {};

@@ -25,7 +25,7 @@ struct ScoreTask {
   int64_t candidates;
   const char* scenes;            // prepared scenes, one after the other
   const int64_t* scene_offsets;  // of each, in bytes
-  const int64_t* scene_index;    // N, rising
+  const int64_t* scene_index;    // N; neighbours of one scene share the work
   Input input;
   const double* plans;  // N T 3, N 41 3 or N 41 11
   int poses;
@@ -73,7 +73,6 @@ struct ProjectTask {
   const double* points;  // N 2
   int64_t segments;
   const double* edges;  // L - 1, 4
-  const double* start;  // L - 1
   double *along, *distance;
 };
 
@@ -153,10 +152,11 @@ IRLVLA_HD void points_in_polygons_row(const PointsInPolygonsTask& task, int64_t 
 IRLVLA_HD void project_row(const ProjectTask& task, int64_t i) {
   const Edge* edges = reinterpret_cast<const Edge*>(task.edges);
   const double x = task.points[2 * i], y = task.points[2 * i + 1];
-  double best = kInfinity, along = 0.0;
+  double best = kInfinity, along = 0.0, start = 0.0;
   for (int64_t k = 0; k < task.segments; ++k) {
     const double d = segment_distance(edges[k], x, y);
-    if (d < best) best = d, along = task.start[k] + segment_fraction(edges[k], x, y) * length(edges[k]);
+    if (d < best) best = d, along = start + segment_fraction(edges[k], x, y) * length(edges[k]);
+    start += length(edges[k]);
   }
   task.along[i] = along, task.distance[i] = best;
 }
@@ -201,12 +201,16 @@ template <class Group> IRLVLA_HD Areas all_areas(const PackedScene& scene, const
 
 constexpr uint64_t kNever = ~uint64_t{0};
 
-/// First event over all agents, as step * 2^32 + agent, and whether users or objects are involved.
+/// First event over all agents, as (step * 4 + TTC offset) * 2^32 + agent, and whether users or objects are involved.
 struct Encounters {
   uint64_t collision = kNever, approach = kNever;
   bool with_object = false, with_user = false;              // at-fault collisions
   bool v1_object = false, v1_user = false, v1_approach = false;
 };
+
+IRLVLA_HD uint64_t event_key(const Contact& contact, int agent) {
+  return static_cast<uint64_t>(contact.step * kOffsets + contact.ahead) << 32 | static_cast<uint32_t>(agent);
+}
 
 IRLVLA_HD void meet(const PackedScene& scene, const Track& track, const Areas& areas, int a, bool removed, bool pdms, uint64_t moving, Encounters& e) {
   const Agent& agent = scene.at(scene.agent)[a];
@@ -216,7 +220,7 @@ IRLVLA_HD void meet(const PackedScene& scene, const Track& track, const Areas& a
   const Contact hit = first_collision(track, areas, agent);
   if (hit.counts) {
     (agent.fixed ? e.v1_object : e.v1_user) = true;
-    const uint64_t key = static_cast<uint64_t>(hit.step) << 32 | static_cast<uint32_t>(a);
+    const uint64_t key = event_key(hit, a);
     if (!removed) {
       (agent.fixed ? e.with_object : e.with_user) = true;
       e.collision = key < e.collision ? key : e.collision;
@@ -225,7 +229,7 @@ IRLVLA_HD void meet(const PackedScene& scene, const Track& track, const Areas& a
   const Contact near = first_approach(scene, track, areas, agent, moving);
   if (near.counts) {
     e.v1_approach = true;
-    const uint64_t key = static_cast<uint64_t>(near.step) << 32 | static_cast<uint32_t>(a);
+    const uint64_t key = event_key(near, a);
     if (!removed && near.step < kTtcSteps) e.approach = key < e.approach ? key : e.approach;
   }
 }
@@ -284,9 +288,9 @@ IRLVLA_HD void evaluate(const ScoreTask& task, const PackedScene& scene, const T
   m[12] = task.pdms ? direction_compliance(oncoming_distance(track, areas.off_route, 0)) : 1.0;
 
   int32_t* e = task.events + i * kEvents;
-  e[0] = met.collision == kNever ? -1 : static_cast<int32_t>(met.collision >> 32);
+  e[0] = met.collision == kNever ? -1 : static_cast<int32_t>(met.collision >> 32) / kOffsets;
   e[1] = met.collision == kNever ? -1 : static_cast<int32_t>(met.collision & 0xffffffffu);
-  e[2] = met.approach == kNever ? -1 : static_cast<int32_t>(met.approach >> 32);
+  e[2] = met.approach == kNever ? -1 : static_cast<int32_t>(met.approach >> 32) / kOffsets;
   e[3] = met.approach == kNever ? -1 : static_cast<int32_t>(met.approach & 0xffffffffu);
   e[4] = run;
   e[5] = static_cast<int32_t>(comfort);

@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <sstream>
+#include <stdexcept>
+#include <utility>
 
 namespace irlvla {
 namespace baseline {
@@ -40,6 +43,7 @@ struct Builder {
   Builder(const SceneArrays& arrays, int64_t index) : in(arrays), scene(index) {}
 
   void build() {
+    check();
     set_ego();
     add_history();
     add_polygons();
@@ -48,6 +52,63 @@ struct Builder {
     add_centerline();
     make_grid();
   }
+
+  // --- checks -------------------------------------------------------------------------------------------------------
+
+  template <class... Words> void require(bool good, const Words&... words) const {
+    if (good) return;
+    std::ostringstream message;
+    (message << ... << words);
+    throw std::invalid_argument(message.str());
+  }
+
+  static bool sane(const double* values, int64_t count) {
+    bool good = true;
+    for (int64_t i = 0; i < count; ++i) good = good & (std::abs(values[i]) < kLimit);
+    return good;
+  }
+
+  /// Values that would give a wrong number or none. Shapes and offsets were checked by the caller.
+  void check() const {
+    require(sane(in.ego + scene * kStateSize, kStateSize), "the ego state holds NaN, infinity or a value beyond 1e8");
+    const int64_t* time = in.history_time_us + scene * in.history;
+    require(sane(in.history_states + scene * in.history * 8, in.history * 8), "the history holds NaN, infinity or a value beyond 1e8");
+    for (int64_t i = 0; i + 1 < in.history; ++i) require(time[i] < time[i + 1], "history_time_us must rise, frame ", i + 1, " does not");
+    require(time[in.history - 1] - time[0] <= 2400000, "the history must span at most 2.4 s");
+    check_agents();
+    check_map();
+    const int64_t begin = in.centerline_offsets[scene], end = in.centerline_offsets[scene + 1];
+    require(end - begin >= 2, "the centreline has ", end - begin, " points; progress and lane keeping need at least 2");
+    require(sane(in.centerline + 3 * begin, 3 * (end - begin)), "the centreline holds NaN, infinity or a value beyond 1e8");
+  }
+
+  void check_agents() const {
+    for (int64_t a = in.agent_offsets[scene], i = 0; a < in.agent_offsets[scene + 1]; ++a, ++i) {
+      const double *size = in.agent_size + 2 * a, *state = in.agent_state + a * in.agent_steps * 5;
+      require(sane(size, 2) && size[0] > 0.0 && size[1] > 0.0, "agent ", i, " has size ", size[0], " x ", size[1], "; both must be positive");
+      for (int64_t t = 0; t < in.agent_steps; ++t)
+        require(!in.agent_valid[a * in.agent_steps + t] || sane(state + 5 * t, 5), "agent ", i, " holds NaN, infinity or a value beyond 1e8 at step ", t);
+    }
+  }
+
+  void check_map() const {
+    const int64_t begin = in.polygon_offsets[scene], end = in.polygon_offsets[scene + 1];
+    int64_t lanes = 0;
+    for (int64_t p = begin; p < end; ++p) {
+      lanes += in.polygon_layer[p] == kLane || in.polygon_layer[p] == kConnector;
+      require(in.ring_offsets[p + 1] > in.ring_offsets[p], "polygon ", p - begin, " has no ring");
+      for (int64_t r = in.ring_offsets[p]; r < in.ring_offsets[p + 1]; ++r) {
+        const int64_t first = in.point_offsets[r], count = in.point_offsets[r + 1] - first;
+        require(count >= 3, "a ring of polygon ", p - begin, " has ", count, " points; it needs 3 (the first is not repeated)");
+        require(sane(in.points + 2 * first, 2 * count), "polygon ", p - begin, " holds NaN, infinity or a value beyond 1e8");
+      }
+    }
+    require(lanes <= 64 * kMaxLaneWords, lanes, " lanes and connectors; at most 1024 (the devkit takes those within 100 m)");
+    for (int64_t q = in.light_offsets[scene]; q < in.light_offsets[scene + 1]; ++q)
+      require(in.light_polygon[q] >= 0 && in.light_polygon[q] < end - begin, "a light names polygon ", in.light_polygon[q], " of ", end - begin);
+  }
+
+  // --- parts --------------------------------------------------------------------------------------------------------
 
   void set_ego() {
     const double* e = in.ego + scene * kStateSize;
@@ -159,8 +220,13 @@ struct Builder {
       seen = true;
       agent.x[t] = s[0], agent.y[t] = s[1];
       // Recorded boxes do not move: the library's sine agrees with numpy's to the last bit, or nearly always.
-      agent.cosine[t] = std::cos(s[2]), agent.sine[t] = std::sin(s[2]);
-      agent.lateral_cosine[t] = std::cos(s[2] + kHalfPi), agent.lateral_sine[t] = std::sin(s[2] + kHalfPi);
+      if (t && s[2] == s[-3] && in.agent_valid[a * in.agent_steps + t - 1]) {  // still turned as one step before
+        agent.cosine[t] = agent.cosine[t - 1], agent.sine[t] = agent.sine[t - 1];
+        agent.lateral_cosine[t] = agent.lateral_cosine[t - 1], agent.lateral_sine[t] = agent.lateral_sine[t - 1];
+      } else {
+        agent.cosine[t] = std::cos(s[2]), agent.sine[t] = std::sin(s[2]);
+        agent.lateral_cosine[t] = std::cos(s[2] + kHalfPi), agent.lateral_sine[t] = std::sin(s[2] + kHalfPi);
+      }
       const double ex = std::abs(agent.cosine[t]) * agent.half_length + std::abs(agent.sine[t]) * agent.half_width;
       const double ey = std::abs(agent.sine[t]) * agent.half_length + std::abs(agent.cosine[t]) * agent.half_width;
       outward(s[0] - head.origin_x - ex, s[0] - head.origin_x + ex, v.x0[t], v.x1[t]);
@@ -248,7 +314,7 @@ struct Builder {
 
   /// The grid covers the part of the map that a plan can reach; points beyond it are looked up in the polygons.
   void place_grid() {
-    const double reach = std::min(128.0, 32.0 + 4.5 * std::hypot(head.ego.vx, head.ego.vy));
+    const double reach = std::min(160.0, 48.0 + 5.0 * std::hypot(head.ego.vx, head.ego.vy));
     const double x0 = std::max(head.map.x0, head.origin_x - reach), x1 = std::min(head.map.x1, head.origin_x + reach);
     const double y0 = std::max(head.map.y0, head.origin_y - reach), y1 = std::min(head.map.y1, head.origin_y + reach);
     if (!(x0 <= x1 && y0 <= y1)) return;
@@ -260,12 +326,13 @@ struct Builder {
   void make_grid() {
     place_grid();
     const size_t count = static_cast<size_t>(head.columns) * head.rows, words = head.lane_words;
-    std::vector<uint32_t> flags(count, 0);
-    std::vector<uint64_t> covering(count * words, 0);
-    std::vector<NearEdge> near;
-    std::vector<uint32_t> bordered(count, 0), inside(count, 0), whole(count, 0);  // stamps: polygon number + 1
-    std::vector<std::pair<int, double>> crossings;
-    near.reserve(4096);
+    // Kept from scene to scene: fresh pages would cost more than the work.
+    static thread_local std::vector<uint32_t> flags, bordered, inside, whole;  // the last three stamp cells with polygon number + 1
+    static thread_local std::vector<uint64_t> covering;
+    static thread_local std::vector<NearEdge> near, lines;
+    static thread_local std::vector<std::pair<int, double>> crossings;
+    flags.assign(count, 0), bordered.assign(count, 0), inside.assign(count, 0), whole.assign(count, 0), covering.assign(count * words, 0);
+    near.clear(), lines.clear();
     for (int32_t p = 0; p < head.polygons; ++p) {
       const Polygon& polygon = polygons[p];
       const uint32_t stamp = static_cast<uint32_t>(p) + 1;
@@ -285,7 +352,6 @@ struct Builder {
       });
       ask_witnesses(polygon, stamp, near.begin() + begin, near.end(), inside, whole);
     }
-    std::vector<NearEdge> lines;
     for (size_t i = 0; i < line.size(); ++i)
       rasterise(line[i], 0.5 + kSlop, [&](uint32_t cell) { lines.push_back({cell, static_cast<uint32_t>(i), 0, false, false, false}); });
     sort_by_cell(near, count);
@@ -315,10 +381,12 @@ struct Builder {
   }
 
   static void sort_by_cell(std::vector<NearEdge>& items, size_t count) {
-    std::vector<uint32_t> start(count + 1, 0);
+    static thread_local std::vector<uint32_t> start;
+    static thread_local std::vector<NearEdge> sorted;
+    start.assign(count + 1, 0);
     for (const NearEdge& item : items) ++start[item.cell + 1];
     for (size_t i = 0; i < count; ++i) start[i + 1] += start[i];
-    std::vector<NearEdge> sorted(items.size());
+    sorted.resize(items.size());
     for (const NearEdge& item : items) sorted[start[item.cell]++] = item;
     items.swap(sorted);
   }

@@ -116,7 +116,8 @@ struct PackedScene {
   }
 };
 
-constexpr double kCell = 1.0;  // metres
+constexpr double kCell = 1.0;   // metres
+constexpr double kLimit = 1e8;  // coordinates beyond it are refused: a double could not hold what the predicates need
 
 /// The witness point of a cell, off its centre so that it does not meet edges drawn on round coordinates.
 IRLVLA_HD void witness(const PackedScene& scene, int column, int row, double& x, double& y) {

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from irlvla import ops as ops
+    from irlvla.aggregation import one_stage as one_stage
+    from irlvla.aggregation import two_stage as two_stage
     from irlvla.errors import BuildError as BuildError
     from irlvla.errors import FileError as FileError
     from irlvla.errors import InputError as InputError
     from irlvla.errors import IrlvlaError as IrlvlaError
     from irlvla.pdm import pdm_closed as pdm_closed
     from irlvla.scoring import epdms as epdms
-    from irlvla.two_stage import one_stage as one_stage
-    from irlvla.two_stage import two_stage as two_stage
     from irlvla.types import METRICS as METRICS
     from irlvla.types import Batch as Batch
     from irlvla.types import Details as Details
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from irlvla.types import Trajectory as Trajectory
 
 _NAMES = {
+    "aggregation": ("one_stage", "two_stage"),
     "errors": ("BuildError", "FileError", "InputError", "IrlvlaError"),
     "pdm": ("pdm_closed",),
     "scoring": ("epdms",),
-    "two_stage": ("one_stage", "two_stage"),
     "types": ("METRICS", "Batch", "Details", "Epdms", "Kind", "Layer", "Pdms", "Plan", "Scene", "StateIndex", "Trajectory"),
 }
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 __version__ = "0.1.0"
-__all__ = ["__version__", "ops", *_WHERE]  # noqa: PLE0604
+__all__ = ["__version__", "ops", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:

@@ -106,7 +106,8 @@ def conformance(
             bad=[c.mismatches > 0 for c in report.checks.values()],
         )
         typer.echo(
-            f"{report.scenes} scenes, {report.candidates} candidates: {report.mismatches or 'no'} mismatches"
+            (f"{report.scenes} scenes, {report.candidates} candidates: " if report.scenes else "")
+            + f"{report.mismatches or 'no'} mismatches"
             + (f"; {report.rate:,.0f} candidates/s on {report.device}" if report.seconds else "")
             + (f"; skipped (inputs only): {', '.join(report.skipped)}" if report.skipped else "")
         )
@@ -159,10 +160,11 @@ def _versions() -> dict[str, Any]:
 
 def _built() -> dict[str, Any]:
     try:
-        from irlvla.ops._native import _C
+        from irlvla.ops import _native
     except ImportError as error:
         return {"core": f"missing: {error}"}
-    return {"core": _C.__file__, **_C.build_info(), "isa": _C.isa()}
+    core = vars(_native)["_C"]
+    return {"core": core.__file__, **core.build_info(), "isa": core.isa()}
 
 
 def _found() -> dict[str, Any]:

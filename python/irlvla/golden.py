@@ -532,7 +532,7 @@ def _now(scene: Scene) -> float:
 
 
 def _compare_two_stage(path: Path, report: Report) -> None:
-    from irlvla.two_stage import two_stage
+    from irlvla.aggregation import two_stage
 
     arrays = _read(path)
     if missing := [name for name in TWO_STAGE if name not in arrays]:

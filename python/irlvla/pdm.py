@@ -8,8 +8,9 @@ Letters: L points of a path, M objects, E edges of their outlines, K bars that c
 U = 20 updates of the leader (every 2nd step). Arrays of proposals are "3 5 ...": path, policy. "Sic" marks what looks
 like a slip and is the devkit's.
 
-What cannot be reproduced from a scene, and is not: the devkit keeps one planner per worker, whose list of objects to
-ignore (those that touched the car at t = 0) grows over all scenes that the worker has seen; here it starts empty.
+Two things cannot be told from a scene. The devkit keeps one planner per worker, whose list of objects to ignore (those
+that touched the car at t = 0) grows over all scenes that the worker has seen; here it starts empty. And an object that
+was seen in one later key frame only stands in the devkit's traffic from t = 0 on; here it is taken for seen at t = 0.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +26,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from irlvla import ops
 from irlvla.errors import InputError
-from irlvla.ops import reference
-from irlvla.ops.reference import LENGTH, REAR_AXLE_TO_CENTRE, WIDTH
+from irlvla.ops.reference import LENGTH, PROGRESS_THRESHOLD, REAR_AXLE_TO_CENTRE, WIDTH
 from irlvla.types import METRICS, STEP, STEPS, Epdms, Kind, Scene, StateIndex
 
 Array = npt.NDArray[np.float64]
@@ -39,26 +39,24 @@ OFFSETS = (0.0, -1.0, 1.0)  # of the paths from the centreline, left is positive
 FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)  # of the speed limit
 UNKNOWN_LIMIT = 15.0  # [m/s]
 MIN_GAP, HEADWAY, ACCELERATION, DECELERATION, EXPONENT = 1.0, 1.5, 1.5, 3.0, 10  # IDM [m, s, m/s^2, m/s^2, 1]
-CORRIDOR_TIME = 50 * STEP  # the corridor is as long as the fastest policy drives in this time [s]
+CORRIDOR_STEPS = 50  # the corridor is as long as the fastest policy drives in these
 EVERY = 2  # steps between updates of the leader and of the forecast
 RADIUS = 100.0  # objects further from the car are ignored [m]
 TREE_CHILDREN = 10  # of a node of the devkit's search tree
 NEAREST_STATIC = 50  # how many are considered
 NEAREST = {Kind.VEHICLE: 50, Kind.PEDESTRIAN: 25, Kind.BICYCLE: 10}
 
+ROUNDING = 1e-9  # of contact with a corridor [m]
 HALF_LENGTH, HALF_WIDTH = LENGTH / 2.0, WIDTH / 2.0  # of the car [m]
 
-UPDATES = np.arange(EVERY, STEPS, EVERY)
-UPDATE_TIMES = UPDATES.astype(np.float64) * STEP
-
-Scorer = Callable[[Scene, Float[Tensor, "B 15 41 3"]], Float[Tensor, "B 15"]]
+UPDATE_TIMES = np.arange(EVERY, STEPS, EVERY) * STEP  # [s]
 
 
-def pdm_closed(scenes: Scene, *, score: Scorer | None = None) -> Float[Tensor, "B 41 3"]:
+def pdm_closed(scenes: Scene) -> Float[Tensor, "B 41 3"]:
     """The PDM-Closed plan of each scene: map-frame rear-axle poses at 0.1 s, what `Scene.reference` holds.
 
     As in the devkit these are the poses of the proposal itself, before the tracker. NaN where a scene has no
-    centreline (no points, or no length): it has no PDM-Closed plan. `score` replaces the scorer of the proposals.
+    centreline (no points, or no length): it has no PDM-Closed plan.
     """
     forecasts = forecast(scenes)
     poses = proposals(forecasts)
@@ -66,7 +64,7 @@ def pdm_closed(scenes: Scene, *, score: Scorer | None = None) -> Float[Tensor, "
     plans = torch.full((len(scenes), STEPS, 3), torch.nan, dtype=torch.float64)
     if routed.any():
         candidates = poses[routed]
-        scores = (score or score_batch)(forecasts[routed.nonzero().squeeze(1)], candidates)
+        scores = score_batch(forecasts[routed.nonzero().squeeze(1)], candidates)
         best = torch.from_numpy(scores.cpu().numpy().argmax(axis=1))  # numpy: the first of equals wins
         plans[routed] = candidates[torch.arange(len(best)), best]
     return plans.to(scenes.device)
@@ -81,8 +79,9 @@ def score_batch(scenes: Scene, poses: Float[Tensor, "B 15 41 3"]) -> Float[Tenso
     column = {name: values[..., i] for i, name in enumerate(METRICS)}
     lawful = column["nc"] * column["dac"] * column["ddc"] * column["tlc"]
     best = (progress * lawful).amax(dim=-1, keepdim=True)
-    column["ep"].copy_(torch.where(best > reference.PROGRESS_THRESHOLD, (progress / best).clamp(0.0, 1.0), 1.0))
-    column["hc"].fill_(1.0), column["ec"].fill_(torch.nan)
+    column["ep"].copy_(torch.where(best > PROGRESS_THRESHOLD, (progress / best).clamp(0.0, 1.0), 1.0))
+    column["hc"].fill_(1.0)
+    column["ec"].fill_(torch.nan)
     return Epdms(values).score()
 
 
@@ -91,13 +90,14 @@ def _measure(scenes: Scene, poses: Float[Tensor, "B 15 41 3"]) -> tuple[Float[Te
 
     The tracker follows the poses as they are, at exact steps of 0.1 s. Agents that touch the car at t = 0 do not count.
     """
-    values, progress = [], []
-    for i in range(len(scenes)):
-        states = reference.track(poses[i], scenes.ego[i].expand(poses.shape[1], -1))
-        measured, details = reference.measure(reference.only_scene(scenes[i]), states, remove_touching=True)
-        values.append(measured)
-        progress.append(details.progress)
-    return torch.stack(values), torch.stack(progress)
+    count = poses.shape[1]
+    states = ops.track(poses.flatten(0, 1), scenes.ego.repeat_interleave(count, dim=0))
+    index = torch.arange(len(scenes)).repeat_interleave(count)
+    metrics, *_ = ops.score(ops.prepare(scenes), states, index, source=ops.STATES, remove_touching=True)
+    metrics = metrics.unflatten(0, (len(scenes), count))
+    nc, dac, ddc, tlc, progress, ttc, lk = metrics[..., :7].unbind(-1)
+    unread = torch.full_like(progress, torch.nan)
+    return torch.stack([nc, dac, ddc, tlc, unread, ttc, lk, unread, unread], dim=-1), progress
 
 
 # -- forecast ----------------------------------------------------------------------------------------------------------
@@ -172,13 +172,13 @@ def proposals(scenes: Scene) -> Float[Tensor, "B 15 41 3"]:
         paths = _Paths.beside(scenes.centerline[first:last].numpy())
         if paths.length[0] > 0.0:
             poses[i] = _unroll(paths, scenes.ego[i].numpy(), np.array(FRACTIONS) * limit[i], _Objects.of(scenes, i))
-    return torch.from_numpy(poses.reshape(len(scenes), -1, STEPS, 3))
+    return torch.from_numpy(poses.reshape(len(scenes), len(OFFSETS) * len(FRACTIONS), STEPS, 3))
 
 
 def _unroll(paths: _Paths, ego: Array, target: Array, objects: _Objects) -> Array:
     """Poses "3 5 41 3" of the proposals: all policies drive along each path, behind the leader in its corridor."""
     start = paths.project(_rear_axle(ego))
-    reach = target.max() * CORRIDOR_TIME
+    reach = target.max() * CORRIDOR_STEPS * STEP
     corridors = [_Corridor.around(paths.substring(path, start[path], start[path] + reach)) for path in range(len(start))]
     traffic = _Traffic.within(corridors, paths, objects)
     progress = np.repeat(start[:, None], len(target), axis=1)
@@ -195,7 +195,7 @@ def _unroll(paths: _Paths, ego: Array, target: Array, objects: _Objects) -> Arra
 
 @dataclass(frozen=True)
 class _Leader:
-    """What each proposal follows, each "3 5": progress along the path [m], speed [m/s], distance to its rear [m]."""
+    """What each proposal follows, each "3 5" or "3 1": progress along the path [m], speed [m/s], distance to its rear [m]."""
 
     progress: Array
     speed: Array
@@ -220,9 +220,9 @@ def _leaders(paths: _Paths, progress: Array, traffic: _Traffic, update: int) -> 
     ahead = traffic.progress[update][:, None] > progress[..., None]  # "3 5 M"
     free = ~ahead.any(axis=-1)
     rear = np.where(np.logical_or.accumulate(free, axis=1), HALF_LENGTH, 0.0)
-    end = np.repeat(paths.length[:, None], progress.shape[1], axis=1)
+    end = paths.length[:, None]
     if free.all():
-        return _Leader(end, np.zeros_like(progress), rear)
+        return _Leader(end, np.zeros_like(end), rear)
     poses = paths.poses_at(progress)
     clearance = np.where(ahead, _clearance(poses, traffic.edges[update], traffic.first), np.inf)
     nearest = clearance.argmin(axis=-1)
@@ -272,7 +272,8 @@ class _Paths:
     def poses_at(self, progress: Array) -> Array:
         """Poses "3 n 3" at a progress "3 n", which is clipped to the path, never quite to its first point."""
         progress = np.minimum(np.maximum(progress, 1e-5), self.length[:, None])
-        segment = np.maximum((self.progress[:, None] < progress[..., None]).sum(axis=-1), 1) - 1
+        after = np.stack([line.searchsorted(places) for line, places in zip(self.progress, progress, strict=True)])
+        segment = np.maximum(after, 1) - 1
         path = np.arange(len(progress))[:, None]
         beyond = progress - self.progress[path, segment]
         poses: Array = self.slope[path, segment] * beyond[..., None] + self.poses[path, segment]
@@ -303,18 +304,30 @@ def _project(points: Array, line: Array, progress: Array) -> Array:
 
     The formulas are those of GEOS (Distance::pointToSegment), which decide where a path crosses itself.
     """
-    (x0, y0), (dx, dy) = line[:-1].T, np.diff(line, axis=0).T
+    segment = _near_segments(points, line)
+    (x0, y0), (x1, y1) = line[segment].T, line[segment + 1].T
+    dx, dy = x1 - x0, y1 - y0
     squared = dx * dx + dy * dy
     safe = np.where(squared > 0.0, squared, 1.0)
     from_x, from_y = points[:, :1] - x0, points[:, 1:] - y0
     fraction = (from_x * dx + from_y * dy) / safe
     distance = np.abs((from_x * dy - from_y * dx) / safe) * np.sqrt(squared)
     distance = np.where(fraction <= 0.0, np.sqrt(from_x * from_x + from_y * from_y), distance)
-    to_x, to_y = points[:, :1] - line[1:, 0], points[:, 1:] - line[1:, 1]
+    to_x, to_y = points[:, :1] - x1, points[:, 1:] - y1
     distance = np.where(fraction >= 1.0, np.sqrt(to_x * to_x + to_y * to_y), distance)
     nearest = distance.argmin(axis=-1)
     share = _clip(fraction[np.arange(len(points)), nearest], 0.0, 1.0)
-    return progress[nearest] + share * np.sqrt(squared[nearest])
+    return progress[segment[nearest]] + share * np.sqrt(squared[nearest])
+
+
+def _near_segments(points: Array, line: Array) -> Indices:
+    """Segments of a polyline "L 2" among which is the nearest to each of "n 2" points."""
+    some = line[::8]
+    x, y = points[:, :1] - some[:, 0], points[:, 1:] - some[:, 1]
+    furthest = np.sqrt((x * x + y * y).min(axis=-1).max())
+    low, high = points.min(axis=0) - furthest, points.max(axis=0) + furthest
+    beyond = (np.maximum(line[:-1], line[1:]) < low) | (np.minimum(line[:-1], line[1:]) > high)
+    return np.flatnonzero(~(beyond[:, 0] | beyond[:, 1]))
 
 
 # -- objects -----------------------------------------------------------------------------------------------------------
@@ -388,7 +401,7 @@ class _Traffic:
         touching = touching[..., rows]
         moving = np.any(objects.drift[rows] != 0.0, axis=-1)
         progress = np.full(touching.shape, -np.inf)
-        for path in range(len(corridors) if len(rows) else 0):
+        for path in np.flatnonzero(touching.any(axis=(0, 2))).tolist():
             update, row = np.nonzero(touching[:, path])
             place, which = np.unique(np.where(moving[row], update, 0) * len(rows) + row, return_inverse=True)  # standing ones: once
             when, what = place // len(rows), rows[place % len(rows)]
@@ -462,11 +475,11 @@ class _Corridor:
         along = objects.drift[owner, 0] * np.cos(heading) + objects.drift[owner, 1] * np.sin(heading)
         glide = (UPDATE_TIMES[:, None] * along)[..., None]
         update, bar = np.nonzero(((low[near] <= glide) & (glide <= high[near])).any(axis=-1))
-        touching = np.zeros((len(UPDATES), len(objects.first)), dtype=bool)
+        touching = np.zeros((len(UPDATE_TIMES), len(objects.first)), dtype=bool)
         touching[update, owner[bar]] = True
         for row in np.flatnonzero(objects.light).tolist():
-            x, y = np.moveaxis(objects.outline(row) - self.start[0], -1, 0)
-            touching[:, row] |= bool(_odd_crossings(x, y).sum() % 2)  # the corridor lies in the polygon
+            (x0, x1), (y0, y1) = (objects.outline(row) - self.start[0]).T
+            touching[:, row] |= bool(_Seen(x0, y0, x1, y1).crossings().sum() % 2)  # the corridor lies in the polygon
         return touching
 
     def contact(self, bars: Array) -> tuple[Array, Array]:
@@ -500,7 +513,8 @@ def _furthest(x: Array, y: Array, dx: Array, dy: Array, half_width: Array, radiu
         best = (np.copysign(half_width, lean) + radius * lean - y) / dy
     s = _clip(np.where(dy == 0.0, dx > 0.0, best), 0.0, 1.0)
     beyond = np.maximum(np.abs(y + s * dy) - half_width, 0.0)
-    return np.where(beyond <= radius, x + s * dx + np.sqrt(np.maximum(radius * radius - beyond * beyond, 0.0)), -np.inf)
+    within = beyond <= radius + ROUNDING
+    return np.where(within, x + s * dx + np.sqrt(np.maximum(radius * radius - beyond * beyond, 0.0)), -np.inf)
 
 
 def _end_square(line: Array, sign: float) -> Array:
@@ -523,46 +537,51 @@ def _clearance(poses: Array, edges: Array, first: Indices) -> Array:
     """
     if not len(first):
         return np.zeros((*poses.shape[:-1], 0))
-    x, y = _in_car_frame(poses, edges)
-    apart, dx, dy, cross = _separation(x, y)
-    to_x, to_y = np.maximum(np.abs(x[..., 0]) - HALF_LENGTH, 0.0), np.maximum(np.abs(y[..., 0]) - HALF_WIDTH, 0.0)
-    squared = to_x * to_x + to_y * to_y
-    length2 = dx * dx + dy * dy
-    foot = (np.copysign(HALF_LENGTH, dy * cross) - x[..., 0]) * dx + (np.copysign(HALF_WIDTH, -dx * cross) - y[..., 0]) * dy
-    beyond = np.abs(cross) - HALF_LENGTH * np.abs(dy) - HALF_WIDTH * np.abs(dx)
-    on_edge = (foot >= 0.0) & (foot <= length2) & (length2 > 0.0)
-    squared = np.minimum(squared, np.where(on_edge, beyond * beyond / np.where(on_edge, length2, 1.0), np.inf))
-    squared = np.where(apart <= 0.0, 0.0, squared)
-    inside = np.logical_xor.reduceat(_odd_crossings(x, y), first, axis=-1)
-    return np.where(inside, 0.0, np.sqrt(np.minimum.reduceat(squared, first, axis=-1)))
+    seen = _Seen.from_car(poses, edges)
+    end_x, end_y = np.maximum(np.abs(seen.x0) - HALF_LENGTH, 0.0), np.maximum(np.abs(seen.y0) - HALF_WIDTH, 0.0)
+    dx, dy, cross = seen.x1 - seen.x0, seen.y1 - seen.y0, seen.x0 * seen.y1 - seen.x1 * seen.y0
+    corner_x, corner_y = np.copysign(HALF_LENGTH, dy * cross) - seen.x0, np.copysign(HALF_WIDTH, -dx * cross) - seen.y0
+    foot = _clip((corner_x * dx + corner_y * dy) / np.maximum(dx * dx + dy * dy, 1e-300), 0.0, 1.0)
+    away_x, away_y = corner_x - foot * dx, corner_y - foot * dy
+    squared = np.minimum(end_x * end_x + end_y * end_y, away_x * away_x + away_y * away_y)
+    squared *= seen.separation() > 0.0
+    outside = ~np.logical_xor.reduceat(seen.crossings(), first, axis=-1)
+    return outside * np.sqrt(np.minimum.reduceat(squared, first, axis=-1))
 
 
-def _in_car_frame(poses: Array, edges: Array) -> tuple[Array, Array]:
-    """x and y "... E 2" of points "E 2 2" in frames at the centre of the car, at rear-axle poses "... 3"."""
-    cosine, sine = np.cos(poses[..., 2]), np.sin(poses[..., 2])
-    centre_x, centre_y = poses[..., 0] + REAR_AXLE_TO_CENTRE * cosine, poses[..., 1] + REAR_AXLE_TO_CENTRE * sine
-    from_x, from_y = edges[..., 0] - centre_x[..., None, None], edges[..., 1] - centre_y[..., None, None]
-    cosine, sine = cosine[..., None, None], sine[..., None, None]
-    return from_x * cosine + from_y * sine, from_y * cosine - from_x * sine
+@dataclass(frozen=True)
+class _Seen:
+    """Edges from (x0, y0) to (x1, y1), each "... E", in frames at the centre of the car."""
 
+    x0: Array
+    y0: Array
+    x1: Array
+    y1: Array
 
-def _separation(x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
-    """Of edges "... E 2" and the box of the car, in its frame: separation, dx, dy, and the cross product of the ends.
+    @classmethod
+    def from_car(cls, poses: Array, edges: Array) -> _Seen:
+        """Edges "E 2 2" seen from cars at rear-axle poses "... 3"."""
+        cosine, sine = np.cos(poses[..., 2]), np.sin(poses[..., 2])
+        x, y = (poses[..., 0] + REAR_AXLE_TO_CENTRE * cosine)[..., None], (poses[..., 1] + REAR_AXLE_TO_CENTRE * sine)[..., None]
+        cosine, sine = cosine[..., None], sine[..., None]
+        ends = []
+        for end in (0, 1):
+            from_x, from_y = edges[:, end, 0] - x, edges[:, end, 1] - y
+            ends += [from_x * cosine + from_y * sine, from_y * cosine - from_x * sine]
+        return cls(*ends)
 
-    Negative where the edge enters the inside of the box, 0 where it touches, positive elsewhere (separating axes).
-    """
-    dx, dy = x[..., 1] - x[..., 0], y[..., 1] - y[..., 0]
-    cross = x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]
-    along = np.abs(x[..., 0] + x[..., 1]) - 2.0 * HALF_LENGTH - np.abs(dx)
-    across = np.abs(y[..., 0] + y[..., 1]) - 2.0 * HALF_WIDTH - np.abs(dy)
-    beside = np.abs(cross) - HALF_LENGTH * np.abs(dy) - HALF_WIDTH * np.abs(dx)
-    return np.maximum(np.maximum(along, across), beside), dx, dy, cross
+    def separation(self) -> Array:
+        """From the box of the car: negative where an edge enters it, 0 where it touches (separating axes)."""
+        width, height = np.abs(self.x1 - self.x0), np.abs(self.y1 - self.y0)
+        along = np.abs(self.x0 + self.x1) - width - 2.0 * HALF_LENGTH
+        across = np.abs(self.y0 + self.y1) - height - 2.0 * HALF_WIDTH
+        beside = np.abs(self.x0 * self.y1 - self.x1 * self.y0) - HALF_LENGTH * height - HALF_WIDTH * width
+        return np.maximum(np.maximum(along, across), beside)
 
-
-def _odd_crossings(x: Array, y: Array) -> Mask:
-    """Whether edges "... E 2" cross the positive x axis; an odd number of an outline's edges = it contains the origin."""
-    cross = x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]
-    return ((y[..., 0] > 0.0) != (y[..., 1] > 0.0)) & ((cross > 0.0) == (y[..., 1] > y[..., 0]))
+    def crossings(self) -> Mask:
+        """Whether edges cross the positive x axis: an odd number of an outline's edges do if it contains the origin."""
+        rising = self.y1 > self.y0
+        return ((self.y0 > 0.0) != (self.y1 > 0.0)) & ((self.x0 * self.y1 > self.x1 * self.y0) == rising)
 
 
 def _box_edges(state: Array, size: Array) -> Array:
@@ -601,8 +620,8 @@ class _Polygon:
 
 def _contains(polygon: _Polygon, pose: Array) -> bool:
     """Whether the whole car at a rear-axle pose lies in a polygon, borders included."""
-    x, y = _in_car_frame(pose, polygon.edges)
-    return bool(_odd_crossings(x, y).sum() % 2) and not bool((_separation(x, y)[0] < 0.0).any())
+    seen = _Seen.from_car(pose, polygon.edges)
+    return bool(seen.crossings().sum() % 2) and not bool((seen.separation() < 0.0).any())
 
 
 def _red_lights(scenes: Scene, index: int) -> list[_Polygon]:

@@ -72,16 +72,18 @@ def epdms(
     if previous is not None:
         raw[:, EC] = _extended_comfort(scenes, states, previous, index, lead)
     values = raw if human_filter == "none" else _filtered(raw, frame.human[index])
-    shaped = {"values": values.reshape(*lead, 9), "raw": None if human_filter == "none" else raw.reshape(*lead, 9)}
     return Epdms(
-        **shaped,
+        values.reshape(*lead, 9),
+        raw=None if human_filter == "none" else raw.reshape(*lead, 9),
         human_filter=human_filter,
         details=_details(metrics, events, masks, states, frame.reference[index], lead) if details else None,
         pdms=_pdms(metrics, frame.reference[index], lead) if pdms else None,
     )
 
 
-def score_states(scene: Scene, states: Float[Tensor, "N 41 11"], *, remove_touching: bool = True) -> tuple[Float[Tensor, "N 8"], Float[Tensor, " N"]]:
+def score_states(
+    scene: Scene, states: Float[Tensor, "N 41 11"], *, remove_touching: bool = True
+) -> tuple[Float[Tensor, "N 8"], Float[Tensor, " N"]]:
     """Raw sub-metrics (all but EP, which is NaN, and EC) and progress [m] of simulated states in one scene."""
     index = torch.zeros(states.shape[0], dtype=torch.int64, device=states.device)
     metrics, *_ = ops.score(ops.prepare(scene), states, index, source=ops.STATES, remove_touching=remove_touching)
@@ -98,7 +100,9 @@ def _require_choice(name: str, value: object, accepted: tuple[str, ...]) -> None
         import difflib
 
         near = difflib.get_close_matches(str(value), accepted, 1, 0.4)
-        raise InputError(f"{name}={value!r} is not known{f'; did you mean {near[0]!r}?' if near else ''} Accepted: {', '.join(map(repr, accepted))}")
+        raise InputError(
+            f"{name}={value!r} is not known{f'; did you mean {near[0]!r}?' if near else ''} Accepted: {', '.join(map(repr, accepted))}"
+        )
 
 
 def _poses(plans: Any, dt: float | None, name: str) -> tuple[Tensor, float]:
@@ -122,10 +126,15 @@ def _leading(scenes: Scene, poses: Tensor, scene_index: Any) -> tuple[tuple[int,
     if scene_index is not None:
         index = ops.as_tensor(scene_index, "scene_index", torch.int64, poses.device)
         if len(lead) != 1 or index.shape != lead:
-            raise InputError(f"with scene_index, plans are (N, T, 3) and scene_index (N,); got {tuple(poses.shape)} and {tuple(index.shape)}")
+            raise InputError(
+                f"with scene_index, plans are (N, T, 3) and scene_index (N,); got {tuple(poses.shape)} and {tuple(index.shape)}"
+            )
         return lead, index
     if len(lead) > 2 or lead[0] != len(scenes.token):
-        raise InputError(f"{len(scenes.token)} scenes need plans of shape (B, K, T, 3) or (B, T, 3) with B = {len(scenes.token)}, got {tuple(poses.shape)}")
+        raise InputError(
+            f"{len(scenes.token)} scenes need plans of shape (B, K, T, 3) or (B, T, 3) with B = {len(scenes.token)}, "
+            f"got {tuple(poses.shape)}"
+        )
     return lead, torch.arange(lead[0], device=poses.device).repeat_interleave(lead[1] if len(lead) == 2 else 1)
 
 
@@ -236,7 +245,10 @@ def _extended_comfort(scenes: Scene, states: Tensor, previous: Any, index: Tenso
     shift = ((scenes.time_us - scenes.previous_time_us).double() / 1e5).round().long()
     per_plan = tuple(poses.shape[:-2]) == lead and (len(lead) == 2 or poses.shape[0] != len(scenes.token))
     if not per_plan and tuple(poses.shape[:-2]) != (len(scenes.token),):
-        raise InputError(f"previous must have one plan per scene ({len(scenes.token)}, T, 3) or per plan ({', '.join(map(str, lead))}, T, 3), got {tuple(poses.shape)}")
+        raise InputError(
+            f"previous must have one plan per scene ({len(scenes.token)}, T, 3) or per plan "
+            f"({', '.join(map(str, lead))}, T, 3), got {tuple(poses.shape)}"
+        )
     frame = index if per_plan else torch.arange(len(scenes.token), device=poses.device)
     before = ops.simulate(poses.reshape(-1, *poses.shape[-2:]), scenes.previous_ego[frame], scenes.previous_time_us[frame], dt)
     comfortable, _ = ops.extended_comfort(states, before if per_plan else before[index], shift[index])
@@ -248,7 +260,7 @@ def _details(metrics: Tensor, events: Tensor, masks: Tensor, states: Tensor, ref
     multiple_lanes, off_road, off_route, in_intersection, red_light = (m.reshape(*lead, STEPS) for m in steps.unbind(1))
     collision_step, collision_agent, ttc_step, ttc_agent, off_centre, bits = (e.long().reshape(lead) for e in events.unbind(1))
     return Details(
-        states=states.reshape(*lead, STEPS, -1),
+        states=states.reshape(*lead, STEPS, ops.STATE_SIZE),
         progress=metrics[:, PROGRESS].reshape(lead),
         reference_progress=(reference[:, PROGRESS] * _multiplied(reference)).reshape(lead),
         collision_step=collision_step,

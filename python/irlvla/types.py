@@ -25,6 +25,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -159,16 +160,17 @@ class Batch:
         if not self._groups():
             view = index if isinstance(index, slice) and (index.step or 1) > 0 else rows
             return dataclasses.replace(self, **{name: _take(name, value, view) for name, value in self._fields()})
-        chosen, offsets = {"scene": torch.as_tensor(rows).reshape(-1)}, {}
+        chosen, picked = {"scene": np.atleast_1d(rows.cpu().numpy() if isinstance(rows, Tensor) else rows)}, {}
         for group, (parent, name) in self._groups().items():
-            bounds = getattr(self, name).cpu()
-            starts, sizes = bounds[chosen[parent]], (bounds[1:] - bounds[:-1])[chosen[parent]]
-            offsets[name] = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-            chosen[group] = torch.repeat_interleave(starts - offsets[name][:-1], sizes) + torch.arange(int(sizes.sum()))
-        picked = {name: offsets[name].to(value) for name, value in self._fields() if name in offsets}
+            bounds = getattr(self, name).cpu().numpy()
+            starts, ends = bounds[chosen[parent]], bounds[chosen[parent] + 1]
+            offsets = np.concatenate([[0], np.cumsum(ends - starts)])
+            chosen[group] = np.repeat(starts - offsets[:-1], ends - starts) + np.arange(offsets[-1])
+            picked[name] = torch.from_numpy(offsets).to(getattr(self, name))
+        indices = {group: torch.from_numpy(index) for group, index in chosen.items()}
         for name, value in self._fields():
-            if name not in offsets:
-                picked[name] = _take(name, value, chosen[type(self).__dataclass_fields__[name].metadata.get("rows", "scene")])
+            if name not in picked:
+                picked[name] = _take(name, value, indices[type(self).__dataclass_fields__[name].metadata.get("rows", "scene")])
         return dataclasses.replace(self, **picked)
 
     @classmethod

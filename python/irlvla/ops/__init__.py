@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from irlvla import _C
 from irlvla.errors import InputError
-from irlvla.ops._native import as_tensor, get_num_threads, require_finite, set_num_threads
+from irlvla.ops._native import as_tensor, get_num_threads, prepare_arrays, set_num_threads
 from irlvla.types import HORIZON, STEPS, Batch, Scene
 
 __all__ = [
     "Prepared",
+    "as_tensor",
     "boxes_overlap",
     "comfort",
     "extended_comfort",
@@ -48,7 +48,9 @@ def require_shape(value: Tensor, name: str, *shape: int | None) -> None:
 def require_horizon(poses: int, dt: float) -> None:
     """A plan covers exactly the horizon of 4 s."""
     if not dt > 0.0 or abs(poses * dt - HORIZON) > 1e-9:
-        raise InputError(f"a plan must cover {HORIZON} s: {poses} poses every {dt} s cover {poses * dt:g} s; e.g. 8 at 0.5 s or 40 at 0.1 s")
+        raise InputError(
+            f"a plan must cover {HORIZON} s: {poses} poses every {dt} s cover {poses * dt:g} s; e.g. 8 at 0.5 s or 40 at 0.1 s"
+        )
 
 
 # --- motion -------------------------------------------------------------------------------------------------------------
@@ -74,15 +76,17 @@ def simulate(
     return torch.ops.irlvla.simulate(plans, ego, time_us, dt, False)
 
 
-def track(
-    poses: Float[Tensor, "N 41 3"], ego: Float[Tensor, "N 11"], time_us: Int[Tensor, " N"] | None = None
-) -> Float[Tensor, "N 41 11"]:
+def track(poses: Float[Tensor, "N 41 3"], ego: Float[Tensor, "N 11"], time_us: Int[Tensor, " N"] | None = None) -> Float[Tensor, "N 41 11"]:
     """As `simulate`, for plans given as 41 map-frame poses at 0, 0.1, ... 4 s (a PDM-Closed plan)."""
     poses = as_tensor(poses, "poses")
     ego = as_tensor(ego, "ego", device=poses.device)
     require_shape(poses, "poses", None, STEPS, 3)
     require_shape(ego, "ego", poses.shape[0], STATE_SIZE)
-    time_us = torch.zeros(poses.shape[0], dtype=torch.int64, device=poses.device) if time_us is None else as_tensor(time_us, "time_us", torch.int64, poses.device)
+    time_us = (
+        torch.zeros(poses.shape[0], dtype=torch.int64, device=poses.device)
+        if time_us is None
+        else as_tensor(time_us, "time_us", torch.int64, poses.device)
+    )
     require_shape(time_us, "time_us", poses.shape[0])
     return torch.ops.irlvla.simulate(poses, ego, time_us, 0.1, True)
 
@@ -103,9 +107,10 @@ def comfort(states: Float[Tensor, "N T 11"], *, v1: bool = False) -> Bool[Tensor
 def extended_comfort(
     states: Float[Tensor, "N 41 11"], previous: Float[Tensor, "N 41 11"], shift: Int[Tensor, " N"] | int = 5
 ) -> tuple[Bool[Tensor, " N"], Float[Tensor, "N 4"]]:
-    """Two-frame comfort: are a plan and the one made `shift` steps of 0.1 s before alike in acceleration, jerk, yaw rate and yaw acceleration?
+    """Two-frame comfort: is a plan like the one made `shift` steps of 0.1 s before?
 
-    Returns whether all rms differences are within 0.7, 0.5, 0.1, 0.1, and the differences.
+    Returns whether the rms differences of acceleration, jerk, yaw rate and yaw acceleration are within 0.7, 0.5, 0.1
+    and 0.1, and the differences.
     """
     states = as_tensor(states, "states")
     previous = as_tensor(previous, "previous", device=states.device)
@@ -164,9 +169,7 @@ def project(points: Float[Tensor, "N 2"], polyline: Float[Tensor, "L 2"]) -> tup
     require_shape(polyline, "polyline", None, 2)
     if polyline.shape[0] < 2:
         raise InputError(f"a polyline needs at least 2 points, got {polyline.shape[0]}")
-    edges = torch.cat([polyline[:-1], polyline[1:]], 1)
-    lengths = (edges[:, 2:] - edges[:, :2]).square().sum(1).sqrt()
-    return torch.ops.irlvla.project(points, edges, torch.cat([lengths.new_zeros(1), lengths[:-1].cumsum(0)]))
+    return torch.ops.irlvla.project(points, torch.cat([polyline[:-1], polyline[1:]], 1))
 
 
 def time_to_collision(
@@ -226,10 +229,8 @@ def prepare(scenes: Scene) -> Prepared:
     """Check scenes and prepare them for scoring: well under a millisecond each, on the CPU, in parallel."""
     arrays = {name: as_tensor(getattr(scenes, name), f"scenes.{name}", dtype).cpu() for name, dtype in _PREPARED_FIELDS}
     _check(scenes, arrays)
-    data, offsets = _C.prepare(
-        len(scenes.token), arrays["history"].shape[1], arrays["agent_state"].shape[1], [a.data_ptr() for a in arrays.values()], get_num_threads()
-    )
-    return Prepared(torch.from_numpy(offsets), torch.from_numpy(data)).to(scenes.device)
+    offsets, data = prepare_arrays(arrays, scenes.token)
+    return Prepared(offsets, data).to(scenes.device)
 
 
 def _check(scenes: Scene, arrays: dict[str, Tensor]) -> None:
@@ -254,36 +255,11 @@ def _check(scenes: Scene, arrays: dict[str, Tensor]) -> None:
         o = arrays[name]
         require_shape(o, f"scenes.{name}", parents + 1)
         if int(o[0]) != 0 or int(o[-1]) != counts[group] or bool((o[1:] < o[:-1]).any()):
-            raise InputError(f"scenes.{name} must rise from 0 to {counts[group]} (the number of {group} rows), got {int(o[0])} ... {int(o[-1])}")
-    for name in ("ego", "history", "agent_size", "points", "centerline"):
-        require_finite(arrays[name], f"scenes.{name}")
-    require_finite(torch.where(arrays["agent_valid"][..., None], arrays["agent_state"], 0.0), "scenes.agent_state (where valid)")
-    _check_values(scenes, arrays)
-
-
-def _check_values(scenes: Scene, arrays: dict[str, Tensor]) -> None:
-    def first_bad(bad: Tensor, message: str, of: str | None = None) -> None:
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0, 0])
-            scene = row if of is None else int(torch.searchsorted(arrays[of], row, right=True)) - 1
-            raise InputError(f"scene {scene} ({scenes.token[scene]!r}): {message.format(row=row)}")
-
-    first_bad((arrays["agent_size"] <= 0).any(1), "agent {row} has a length or width that is not positive", "agent_offsets")
-    if bool((bad := arrays["point_offsets"].diff() < 3).any()):
-        raise InputError(f"ring {int(bad.nonzero()[0, 0])} has fewer than 3 points; a polygon ring needs 3 (the first is not repeated)")
-    first_bad(arrays["ring_offsets"].diff() < 1, "polygon {row} has no ring", "polygon_offsets")
-    first_bad(arrays["centerline_offsets"].diff() < 2, "the centreline has fewer than 2 points; progress and lane keeping need it")
-    per_scene = arrays["polygon_offsets"].diff()
-    own = torch.repeat_interleave(per_scene, arrays["light_offsets"].diff())
-    first_bad((arrays["light_polygon"] < 0) | (arrays["light_polygon"] >= own), "light {row} names a polygon that the scene does not have", "light_offsets")
-    times = arrays["history_time_us"]
-    if times.shape[1] < 2:
-        raise InputError(f"scenes.history needs at least 2 frames for history comfort, got {times.shape[1]}")
-    first_bad((times.diff(dim=1) <= 0).any(1) | (times[:, -1] - times[:, 0] > 2_400_000), "history_time_us must rise and span at most 2.4 s")
-    lanes = torch.zeros(len(per_scene), dtype=torch.int64).index_add(
-        0, torch.repeat_interleave(per_scene), ((arrays["polygon_layer"] == 0) | (arrays["polygon_layer"] == 11)).long()
-    )
-    first_bad(lanes > 1024, "more than 1024 lanes and connectors; cut the map to the surroundings of the ego (the devkit takes 100 m)")
+            raise InputError(
+                f"scenes.{name} must rise from 0 to {counts[group]} (the number of {group} rows), got {int(o[0])} ... {int(o[-1])}"
+            )
+    if arrays["history_time_us"].shape[1] < 2:
+        raise InputError(f"scenes.history needs at least 2 frames for history comfort, got {arrays['history_time_us'].shape[1]}")
 
 
 def score(
@@ -297,7 +273,7 @@ def score(
     pdms: bool = False,
     states: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Raw sub-metrics of N candidates, each of the scene that `scene_index` names (which must not decrease).
+    """Raw sub-metrics of N candidates, each of the scene that `scene_index` names (best in rising order).
 
     `source` says what `plans` holds: PLANS (N T 3, ego frame), POSES (N 41 3, map frame) or STATES (N 41 11, simulated).
     Returns metrics (N 13), events (N 6), masks (N 5) and states (N 41 11, or none), laid out as csrc/rows.h says.

@@ -6,7 +6,7 @@ them. Values are checked here, outside of any traced graph; shapes are checked b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,11 @@ def as_tensor(value: Any, name: str, dtype: torch.dtype = torch.float64, device:
     """A contiguous tensor of `dtype` from a torch tensor, a numpy array, or anything with DLPack; no copy where none is needed."""
     if not isinstance(value, Tensor):
         try:
-            value = torch.from_dlpack(value) if hasattr(value, "__dlpack__") and not hasattr(value, "__array__") else torch.as_tensor(value)
+            value = (
+                torch.utils.dlpack.from_dlpack(value)
+                if hasattr(value, "__dlpack__") and not hasattr(value, "__array__")
+                else torch.as_tensor(value)
+            )
         except Exception as error:
             raise InputError(f"{name}: cannot read a {type(value).__name__} as a tensor ({error})") from error
     if value.is_complex():
@@ -50,10 +54,16 @@ def as_tensor(value: Any, name: str, dtype: torch.dtype = torch.float64, device:
 
 def require_finite(value: Tensor, name: str) -> None:
     """Raise `InputError`, naming the first bad row, unless every value is finite and below 1e8."""
-    if value.numel() == 0 or bool((value.abs() < LIMIT).all()):
+    rows = value.shape[0]
+    if value.numel() == 0:
         return
-    row = int((~(value.abs() < LIMIT)).reshape(value.shape[0], -1).any(1).nonzero()[0])
-    raise InputError(f"{name}[{row}] holds NaN, infinity or a value beyond {LIMIT:g}; fix or drop that row")
+    if value.device.type == "cpu":
+        row = _C.first_bad_row(value.data_ptr(), rows, value.numel() // rows)
+    else:
+        good = (value.abs() < LIMIT).reshape(rows, -1).all(1)
+        row = -1 if bool(good.all()) else int((~good).nonzero()[0])
+    if row >= 0:
+        raise InputError(f"{name}[{row}] holds NaN, infinity or a value beyond {LIMIT:g}; fix or drop that row")
 
 
 def _launch(function: Callable[..., None], device: torch.device, *args: Any) -> None:
@@ -74,6 +84,17 @@ def _empty(like: Tensor, *shape: int, dtype: torch.dtype = torch.float64) -> Ten
     return torch.empty(shape, dtype=dtype, device=like.device)
 
 
+def prepare_arrays(arrays: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Byte offsets and bytes of prepared scenes, from the arrays of csrc/scene.h SceneArrays in that order, on the CPU."""
+    sizes = len(names), arrays["history"].shape[1], arrays["agent_state"].shape[1]
+    try:
+        data, offsets = _C.prepare(*sizes, [a.data_ptr() for a in arrays.values()], get_num_threads())
+    except ValueError as error:
+        scene, _, problem = str(error).partition(":")
+        raise InputError(f"scene {scene} ({names[int(scene)]!r}): {problem}") from None
+    return torch.from_numpy(offsets), torch.from_numpy(data)
+
+
 # --- implementations ----------------------------------------------------------------------------------------------------
 
 
@@ -86,17 +107,23 @@ def _simulate(plans: Tensor, ego: Tensor, time_us: Tensor, step: float, map_fram
 
 
 def _score(
-    scenes: Tensor, scene_offsets: Tensor, scene_index: Tensor, plans: Tensor, source: int, step: float, remove_touching: bool, pdms: bool, states: bool
+    scenes: Tensor,
+    scene_offsets: Tensor,
+    scene_index: Tensor,
+    plans: Tensor,
+    source: int,
+    step: float,
+    remove_touching: bool,
+    pdms: bool,
+    states: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     require_finite(plans, "plans")
     n = len(plans)
     outputs = _score_outputs(plans, states)
-    if n:
-        # the kernel walks runs of candidates of one scene
-        if not bool((scene_index[1:] >= scene_index[:-1]).all()):
-            raise InputError("scene_index must not decrease; sort the candidates by scene")
-        if int(scene_index[0]) < 0 or int(scene_index[-1]) >= len(scene_offsets) - 1:
-            raise InputError(f"scene_index must lie in 0 ... {len(scene_offsets) - 2}")
+    if n and (int(scene_index.min()) < 0 or int(scene_index.max()) >= len(scene_offsets) - 1):
+        raise InputError(
+            f"scene_index must lie in 0 ... {len(scene_offsets) - 2}, got {int(scene_index.min())} ... {int(scene_index.max())}"
+        )
     metrics, events, masks, simulated = outputs
     _launch(
         _C.score, plans.device, n, scenes, scene_offsets, scene_index, source, plans, plans.shape[1], step, remove_touching, pdms,
@@ -117,7 +144,7 @@ def _score_outputs(plans: Tensor, states: bool) -> tuple[Tensor, Tensor, Tensor,
 
 def _extended_comfort(states: Tensor, previous: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     comfortable, rms = _empty(states, len(states), dtype=torch.bool), _empty(states, len(states), 4)
-    if len(shift) and not (1 <= int(shift.min()) and int(shift.max()) <= 5):
+    if len(shift) and not (int(shift.min()) >= 1 and int(shift.max()) <= 5):
         raise InputError(f"shift must be 1 ... 5 steps of 0.1 s between the two plans, got {int(shift.min())} ... {int(shift.max())}")
     _launch(_C.extended_comfort, states.device, len(states), states, previous, shift, rms, comfortable)
     return comfortable, rms
@@ -146,11 +173,11 @@ def _points_in_polygons(points: Tensor, edges: Tensor, edge_offsets: Tensor) -> 
     return inside
 
 
-def _project(points: Tensor, edges: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+def _project(points: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
     require_finite(points, "points")
     require_finite(edges, "polyline")
     along, distance = _empty(points, len(points)), _empty(points, len(points))
-    _launch(_C.project, points.device, len(points), points, len(edges), edges, start, along, distance)
+    _launch(_C.project, points.device, len(points), points, len(edges), edges, along, distance)
     return along, distance
 
 
@@ -206,9 +233,9 @@ _register(
     lambda points, edges, edge_offsets: _empty(points, points.shape[0], edge_offsets.shape[0] - 1, dtype=torch.bool),
 )
 _register(
-    "project(Tensor points, Tensor edges, Tensor start) -> (Tensor, Tensor)",
+    "project(Tensor points, Tensor edges) -> (Tensor, Tensor)",
     _project,
-    lambda points, edges, start: (_empty(points, points.shape[0]), _empty(points, points.shape[0])),
+    lambda points, edges: (_empty(points, points.shape[0]), _empty(points, points.shape[0])),
 )
 _register(
     "time_to_collision(Tensor states, Tensor boxes, Tensor valid) -> Tensor",

@@ -588,12 +588,13 @@ def contacts(
 def relative_angle(pose: Float[Tensor, "... 3"], point: Float[Tensor, "... 2"]) -> Float[Tensor, "..."]:
     """Angle between the heading and the direction to the point, in [0, pi] (nuplan idm/utils.py get_agent_relative_angle).
 
-    NaN, hence neither ahead nor behind, at no distance and where rounding lifts the cosine above 1: straight ahead.
+    NaN, hence neither ahead nor behind, at no distance. Rounding can lift the cosine of an agent exactly in line above 1;
+    the devkit's arccos is NaN then, a matter of the last bit of the simulated state. Here the agent is in line.
     """
     vector = point - pose[..., :2]
     direction = vector / length_of(vector)[..., None]
     heading = pose[..., 2]
-    return torch.acos(heading.cos() * direction[..., 0] + heading.sin() * direction[..., 1])
+    return torch.acos((heading.cos() * direction[..., 0] + heading.sin() * direction[..., 1]).clamp(-1.0, 1.0))
 
 
 def ego_speed(states: Float[Tensor, "... 11"]) -> Float[Tensor, "..."]:

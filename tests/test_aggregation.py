@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from irlvla.aggregation import COLUMNS, aggregate, endpoints, one_stage, two_stage, weights
 from irlvla.errors import InputError
-from irlvla.two_stage import COLUMNS, aggregate, endpoints, one_stage, two_stage, weights
 from irlvla.types import Epdms
 
 OFFICIAL = [
