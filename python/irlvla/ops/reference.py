@@ -510,21 +510,17 @@ def boxes_cross_ring(corners: Float[Tensor, "N 4 2"], ring: Float[Tensor, "K 2"]
 def project(points: Float[Tensor, "N 2"], polyline: Float[Tensor, "L 2"]) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Distance along a polyline of the closest point on it, and the distance to it [m] (shapely line_locate_point, distance).
 
-    The first of equally close segments wins; segments of no length are skipped; ends clamp (GEOS LengthIndexOfPoint,
+    The first of equally close segments wins; a segment of no length is a point; ends clamp (GEOS LengthIndexOfPoint,
     Distance::pointToSegment, whose formulas these are).
     """
     points, polyline = points.double(), polyline.double()
-    if len(polyline) == 0:
-        raise InputError("project needs a polyline of at least one point, got an empty one")
+    if len(polyline) < 2:
+        raise InputError(f"a polyline needs at least 2 points, got {len(polyline)}")
     start, end = polyline[:-1], polyline[1:]
-    keep = (start != end).any(-1)
-    start, end = start[keep], end[keep]
-    if len(start) == 0:
-        return torch.zeros(len(points), dtype=torch.float64), length_of(points - polyline[0])
     span = end - start
     squared = span[:, 0] * span[:, 0] + span[:, 1] * span[:, 1]
     from_start = points[:, None] - start  # to the point; GEOS subtracts the other way round, with the same bits
-    fraction = (from_start[..., 0] * span[:, 0] + from_start[..., 1] * span[:, 1]) / squared
+    fraction = ((from_start[..., 0] * span[:, 0] + from_start[..., 1] * span[:, 1]) / squared).nan_to_num(0.0)
     offset = (from_start[..., 1] * span[:, 0] - from_start[..., 0] * span[:, 1]) / squared
     distance = offset.abs() * square_root(squared)
     distance = torch.where(fraction <= 0.0, length_of(from_start), distance)
