@@ -368,6 +368,9 @@ struct Builder {
       const Edge& e = edges[item->item];
       double wx, wy;
       witness(head, static_cast<int>(item->cell % head.columns), static_cast<int>(item->cell / head.columns), wx, wy);
+      const double dx = e.x1 - e.x0, dy = e.y1 - e.y0, det = dx * (wy - e.y0) - dy * (wx - e.x0);
+      item->left = det > 0.0;
+      if (std::abs(det) > kSlop * (std::abs(dx) + std::abs(dy))) continue;  // surely farther than kSlop from the line
       item->left = orientation(e.x0, e.y0, e.x1, e.y1, wx, wy) > 0;
       if (segment_distance(e, wx, wy) > kSlop) continue;
       const int where = locate(edges.data() + polygon.edge_begin, polygon.edge_count, wx, wy);
@@ -419,8 +422,10 @@ struct Builder {
 
   bool repeats(uint32_t record, uint32_t flags, const uint64_t* own) const {
     const Cell& c = cells[record];
-    const size_t words = head.lane_words;
-    return c.n_borders == 0 && c.n_line == 0 && c.flags == flags && std::equal(own, own + words, lanes.begin() + record * words);
+    if (c.n_borders != 0 || c.n_line != 0 || c.flags != flags) return false;
+    for (int32_t w = 0; w < head.lane_words; ++w)
+      if (own[w] != lanes[record * head.lane_words + w]) return false;
+    return true;
   }
 
   /// The border of one polygon in one cell, from item n on; returns the first item after it.
