@@ -3,9 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -84,7 +84,7 @@ py::tuple prepare(int64_t scenes, int64_t history, int64_t agent_steps, const st
                            at<const double>(a[19])};
   py::array_t<int64_t> offsets(scenes + 1);
   int64_t* bounds = offsets.mutable_data();
-  char* block = nullptr;
+  auto block = std::make_unique<std::vector<char>>();
   without_gil([&] {
     std::vector<std::vector<char>> prepared(scenes);
     parallel_for(scenes, threads, [&](int64_t i) {
@@ -96,12 +96,15 @@ py::tuple prepare(int64_t scenes, int64_t history, int64_t agent_steps, const st
     });
     bounds[0] = 0;
     for (int64_t i = 0; i < scenes; ++i) bounds[i + 1] = bounds[i] + static_cast<int64_t>(prepared[i].size());
-    block = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(bounds[scenes] > 0 ? bounds[scenes] : 64)));
-    if (!block) throw std::bad_alloc();
-    parallel_for(scenes, threads, [&](int64_t i) { std::memcpy(block + bounds[i], prepared[i].data(), prepared[i].size()); });
+    if (scenes == 1) return block->swap(prepared[0]);
+    block->resize(bounds[scenes]);
+    parallel_for(scenes, threads, [&](int64_t i) {
+      if (!prepared[i].empty()) std::memcpy(block->data() + bounds[i], prepared[i].data(), prepared[i].size());
+    });
   });
-  py::capsule owner(block, [](void* memory) { std::free(memory); });
-  return py::make_tuple(py::array_t<uint8_t>({bounds[scenes]}, {1}, reinterpret_cast<uint8_t*>(block), owner), offsets);
+  auto* bytes = reinterpret_cast<uint8_t*>(block->data());
+  py::capsule owner(block.release(), [](void* memory) { delete static_cast<std::vector<char>*>(memory); });
+  return py::make_tuple(py::array_t<uint8_t>({bounds[scenes]}, {1}, bytes, owner), offsets);
 }
 
 /// First of `rows` rows with a value that is not finite or beyond the limit; -1: none.

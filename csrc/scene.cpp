@@ -23,6 +23,20 @@ struct NearEdge {
   bool left, inside, whole;  // of the witness; `whole`: it lies on the boundary
 };
 
+/// Kept by each thread from scene to scene: fresh pages would cost more than the work.
+struct Workspace {
+  std::vector<uint32_t> flags, start;
+  std::vector<uint32_t> bordered, inside, whole;  // stamps: cells are marked with polygon number + 1
+  std::vector<uint64_t> covering;
+  std::vector<NearEdge> near, lines, sorted;
+  std::vector<std::pair<int, double>> crossings;
+};
+
+Workspace& workspace() {
+  static thread_local Workspace work;
+  return work;
+}
+
 /// One scene under construction.
 struct Builder {
   const SceneArrays& in;
@@ -326,11 +340,10 @@ struct Builder {
   void make_grid() {
     place_grid();
     const size_t count = static_cast<size_t>(head.columns) * head.rows, words = head.lane_words;
-    // Kept from scene to scene: fresh pages would cost more than the work.
-    static thread_local std::vector<uint32_t> flags, bordered, inside, whole;  // the last three stamp cells with polygon number + 1
-    static thread_local std::vector<uint64_t> covering;
-    static thread_local std::vector<NearEdge> near, lines;
-    static thread_local std::vector<std::pair<int, double>> crossings;
+    Workspace& work = workspace();
+    auto &flags = work.flags, &bordered = work.bordered, &inside = work.inside, &whole = work.whole;
+    auto &covering = work.covering;
+    auto &near = work.near, &lines = work.lines;
     flags.assign(count, 0), bordered.assign(count, 0), inside.assign(count, 0), whole.assign(count, 0), covering.assign(count * words, 0);
     near.clear(), lines.clear();
     for (int32_t p = 0; p < head.polygons; ++p) {
@@ -342,7 +355,7 @@ struct Builder {
           bordered[cell] = stamp;
           near.push_back({cell, static_cast<uint32_t>(i), p, false, false, false});
         });
-      fill(polygon, crossings, [&](uint32_t cell) {
+      fill(polygon, work.crossings, [&](uint32_t cell) {
         if (bordered[cell] == stamp) {
           inside[cell] = stamp;
           return;
@@ -354,8 +367,8 @@ struct Builder {
     }
     for (size_t i = 0; i < line.size(); ++i)
       rasterise(line[i], 0.5 + kSlop, [&](uint32_t cell) { lines.push_back({cell, static_cast<uint32_t>(i), 0, false, false, false}); });
-    sort_by_cell(near, count);
-    sort_by_cell(lines, count);
+    sort_by_cell(near, count, work);
+    sort_by_cell(lines, count, work);
     write_cells(flags, covering, near, lines);
   }
 
@@ -383,9 +396,9 @@ struct Builder {
     }
   }
 
-  static void sort_by_cell(std::vector<NearEdge>& items, size_t count) {
-    static thread_local std::vector<uint32_t> start;
-    static thread_local std::vector<NearEdge> sorted;
+  static void sort_by_cell(std::vector<NearEdge>& items, size_t count, Workspace& work) {
+    auto& start = work.start;
+    auto& sorted = work.sorted;
     start.assign(count + 1, 0);
     for (const NearEdge& item : items) ++start[item.cell + 1];
     for (size_t i = 0; i < count; ++i) start[i + 1] += start[i];
@@ -441,31 +454,27 @@ struct Builder {
 
   // --- one block of memory ------------------------------------------------------------------------------------------
 
-  template <class T> void append(std::vector<char>& out, const std::vector<T>& items, Span<T> PackedScene::*span) {
-    out.resize((out.size() + 63) / 64 * 64);
-    head.*span = {static_cast<int64_t>(out.size()), static_cast<int64_t>(items.size())};
-    const char* bytes = reinterpret_cast<const char*>(items.data());
-    out.insert(out.end(), bytes, bytes + items.size() * sizeof(T));
+  static int64_t padded(size_t bytes) { return static_cast<int64_t>((bytes + 63) / 64 * 64); }
+
+  /// Calls visit(items, span) for every array, in the order in which they are stored.
+  template <class Visit> void each_array(Visit visit) {
+    visit(grid, head.grid), visit(cells, head.cells), visit(lanes, head.lanes), visit(borders, head.borders);
+    visit(near_edges, head.near_edges), visit(near_lines, head.near_lines), visit(polygons, head.polygon), visit(edges, head.edges);
+    visit(agents, head.agent), visit(lights, head.light), visit(line, head.line), visit(line_start, head.line_start);
+    visit(line_blocks, head.line_blocks);
   }
 
   std::vector<char> pack() {
-    std::vector<char> out(sizeof(PackedScene));
-    append(out, grid, &PackedScene::grid);
-    append(out, cells, &PackedScene::cells);
-    append(out, lanes, &PackedScene::lanes);
-    append(out, borders, &PackedScene::borders);
-    append(out, near_edges, &PackedScene::near_edges);
-    append(out, near_lines, &PackedScene::near_lines);
-    append(out, polygons, &PackedScene::polygon);
-    append(out, edges, &PackedScene::edges);
-    append(out, agents, &PackedScene::agent);
-    append(out, lights, &PackedScene::light);
-    append(out, line, &PackedScene::line);
-    append(out, line_start, &PackedScene::line_start);
-    append(out, line_blocks, &PackedScene::line_blocks);
-    out.resize((out.size() + 63) / 64 * 64);
-    head.bytes = static_cast<int64_t>(out.size());
+    head.bytes = padded(sizeof head);
+    each_array([&](const auto& items, auto& span) {
+      span = {head.bytes, static_cast<int64_t>(items.size())};
+      head.bytes += padded(items.size() * sizeof items[0]);
+    });
+    std::vector<char> out(head.bytes);
     std::memcpy(out.data(), &head, sizeof head);
+    each_array([&](const auto& items, auto& span) {
+      if (!items.empty()) std::memcpy(out.data() + span.offset, items.data(), items.size() * sizeof items[0]);
+    });
     return out;
   }
 };
