@@ -10,40 +10,60 @@ namespace IRLVLA_ISA {
 
 constexpr int kMaxSamples = kMaxHistory + kSteps;
 
-/// Weight of sample j in the least-squares polynomial of degree p <= 3 through n equally spaced samples, its d-th
-/// derivative taken at u, measured in samples from the middle of the window (Gram polynomials).
-IRLVLA_HD constexpr double fit_weight(int n, int p, int d, int j, double u) {
-  const double x = j - (n - 1) / 2.0, n2 = static_cast<double>(n) * n;
-  const double m2 = (n2 - 1.0) / 12.0, m4 = (3.0 * n2 * n2 - 10.0 * n2 + 7.0) / 240.0;
-  const double m6 = (3.0 * n2 * n2 * n2 - 21.0 * n2 * n2 + 49.0 * n2 - 31.0) / 1344.0;
-  const double s1 = n * m2, s2 = n * (m4 - m2 * m2), c = m4 / m2, s3 = n * (m6 - c * m4);
-  const double x2 = x * x - m2, x3 = x * (x * x - c);
-  const double value = 1.0 / n + x * u / s1 + x2 * (u * u - m2) / s2 + (p > 2 ? x3 * u * (u * u - c) / s3 : 0.0);
-  const double slope = x / s1 + x2 * 2.0 * u / s2 + (p > 2 ? x3 * (3.0 * u * u - c) / s3 : 0.0);
-  const double bend = 2.0 * x2 / s2 + (p > 2 ? x3 * 6.0 * u / s3 : 0.0);
-  return d == 0 ? value : d == 1 ? slope / kStep : bend / (kStep * kStep);
-}
+/// Gram polynomials of n equally spaced samples: a least-squares fit is the sum of its projections onto them. Positions
+/// are measured in samples from the middle of the window.
+template <int n> struct Gram {
+  static constexpr double n2 = static_cast<double>(n) * n;
+  static constexpr double m2 = (n2 - 1.0) / 12.0, m4 = (3.0 * n2 * n2 - 10.0 * n2 + 7.0) / 240.0;  // mean powers of the positions
+  static constexpr double m6 = (3.0 * n2 * n2 * n2 - 21.0 * n2 * n2 + 49.0 * n2 - 31.0) / 1344.0;
+  static constexpr double c = m4 / m2;
+
+  /// The d-th derivative of polynomial k at x.
+  IRLVLA_HD static double at(int k, int d, double x) {
+    if (k == 0) return d == 0 ? 1.0 : 0.0;
+    if (k == 1) return d == 0 ? x : d == 1 ? 1.0 : 0.0;
+    if (k == 2) return d == 0 ? x * x - m2 : d == 1 ? 2.0 * x : 2.0;
+    return d == 0 ? x * (x * x - c) : d == 1 ? 3.0 * x * x - c : 6.0 * x;
+  }
+
+  /// Sum of the squares of polynomial k over the samples.
+  IRLVLA_HD static double norm(int k) { return n * (k == 0 ? 1.0 : k == 1 ? m2 : k == 2 ? m4 - m2 * m2 : m6 - c * m4); }
+};
 
 template <class R> IRLVLA_HD R round8(R x) { return nearest(x * 1e8) / 1e8; }
+
+/// The d-th derivative at `half` positions from `first` on of the fit of degree p to the n samples y, per 0.1 s.
+template <int n, int p, int d, class R> IRLVLA_HD void fit_end(const R* y, double first, R* out) {
+  constexpr double scale = d == 0 ? 1.0 : d == 1 ? 1.0 / kStep : 1.0 / (kStep * kStep);
+  R projection[p + 1];
+  for (int k = 0; k <= p; ++k) {
+    projection[k] = splat<R>(0.0);
+    for (int j = 0; j < n; ++j) projection[k] = projection[k] + Gram<n>::at(k, 0, j - (n - 1) / 2.0) * y[j];
+  }
+  for (int i = 0; i < n / 2; ++i) {
+    R value = splat<R>(0.0);
+    for (int k = 0; k <= p; ++k) value = value + Gram<n>::at(k, d, first + i) * scale / Gram<n>::norm(k) * projection[k];
+    out[i] = round8(value);
+  }
+}
 
 /// scipy.signal.savgol_filter(mode="interp"), then numpy.round(8). With an even window the middle of the window lies
 /// between two samples: output i is the value at i + 1/2.
 template <int n, int p, int d, class R> IRLVLA_HD void savgol(const R* y, int count, R* out) {
   constexpr int half = n / 2, lead = (n - 1) / 2;
+  constexpr double scale = d == 0 ? 1.0 : d == 1 ? 1.0 / kStep : 1.0 / (kStep * kStep);
+  double weight[n];
+  for (int j = 0; j < n; ++j) {
+    weight[j] = 0.0;
+    for (int k = 0; k <= p; ++k) weight[j] += Gram<n>::at(k, 0, j - (n - 1) / 2.0) * Gram<n>::at(k, d, 0.0) * scale / Gram<n>::norm(k);
+  }
   for (int i = half; i < count - half; ++i) {
     R sum = splat<R>(0.0);
-    for (int j = 0; j < n; ++j) sum = sum + fit_weight(n, p, d, j, 0.0) * y[i - lead + j];
+    for (int j = 0; j < n; ++j) sum = sum + weight[j] * y[i - lead + j];
     out[i] = round8(sum);
   }
-  for (int i = 0; i < half; ++i) {
-    R head = splat<R>(0.0), tail = head;
-    for (int j = 0; j < n; ++j) {
-      head = head + fit_weight(n, p, d, j, i - (n - 1) / 2.0) * y[j];
-      tail = tail + fit_weight(n, p, d, j, n - half + i - (n - 1) / 2.0) * y[count - n + j];
-    }
-    out[i] = round8(head);
-    out[count - half + i] = round8(tail);
-  }
+  fit_end<n, p, d>(y, -(n - 1) / 2.0, out);
+  fit_end<n, p, d>(y + count - n, (n - half) - (n - 1) / 2.0, out + count - half);
 }
 
 template <class R> IRLVLA_HD R magnitude(R x, R y) { return square_root(x * x + y * y); }
