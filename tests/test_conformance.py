@@ -15,6 +15,7 @@ import torch
 
 import irlvla
 from irlvla import cli, golden
+from irlvla.conformance import compare, self_check
 from irlvla.errors import FileError
 from irlvla.ops import reference
 from irlvla.types import METRICS
@@ -60,7 +61,7 @@ def write(arrays, tmp_path):
 
 
 def test_the_small_set_agrees(device):
-    report = golden.compare([GOLDEN], device)
+    report = compare([GOLDEN], device)
     assert report.mismatches == 0, [check for check in report.checks.values() if check.mismatches]
     assert report.scenes == len(golden.load(GOLDEN)) > 80
     assert report.candidates > 500
@@ -71,7 +72,7 @@ def test_the_small_set_agrees(device):
 
 @pytest.mark.parametrize("name", ["public", "adversarial", "reactive", "twostage"])
 def test_full_sets_agree(shared_golden, device, name):
-    report = golden.compare([shared_golden / name], device)
+    report = compare([shared_golden / name], device)
     assert report.mismatches == 0, [check for check in report.checks.values() if check.mismatches]
 
 
@@ -99,7 +100,7 @@ def test_the_scene_by_hand_has_the_same_answers_in_plain_torch():
 
 
 def test_self_check(device):
-    assert golden.self_check(device) == []
+    assert self_check(device) == []
 
 
 # -- disagreement ------------------------------------------------------------------------------------------------------
@@ -125,18 +126,18 @@ def test_a_mismatch_is_found_and_named(arrays, write, run):
 def test_fragile_candidates_are_counted_apart(arrays, write):
     changed, fragile = arrays["out_raw_no_at_fault_collisions"].copy(), arrays["out_fragile"].copy()
     changed[5], fragile[5, 0] = 0.25, True
-    report = golden.compare([write(out_raw_no_at_fault_collisions=changed, out_fragile=fragile)])
+    report = compare([write(out_raw_no_at_fault_collisions=changed, out_fragile=fragile)])
     check = report.checks["nc unfiltered"]
     assert report.mismatches == 0
     assert (check.fragile, check.fragile_mismatches, check.largest_error) == (1, 1, 0.0)
-    assert golden.compare([write(out_raw_no_at_fault_collisions=changed)]).mismatches == 1
+    assert compare([write(out_raw_no_at_fault_collisions=changed)]).mismatches == 1
 
 
 @pytest.mark.parametrize(("error", "wrong"), [(1e-10, False), (1e-7, True), (np.nan, True)])
 def test_tolerances(arrays, write, error, wrong):
     changed = arrays["out_sim_states"].copy()
     changed[0, 7, 3] += error
-    check = golden.compare([write(out_sim_states=changed)]).checks["states"]
+    check = compare([write(out_sim_states=changed)]).checks["states"]
     assert bool(check.mismatches) is wrong
     if wrong:
         assert check.first == (arrays["scene_name"][0], 0)
@@ -145,12 +146,12 @@ def test_tolerances(arrays, write, error, wrong):
 def test_whole_turns_of_a_heading_are_no_mismatch(arrays, write):
     changed = arrays["out_sim_states"].copy()
     changed[:, :, 2] += 2 * np.pi
-    assert golden.compare([write(out_sim_states=changed)]).mismatches == 0
+    assert compare([write(out_sim_states=changed)]).mismatches == 0
 
 
 def test_files_may_hold_fewer_outputs(arrays, write, run):
     for name in ("out_v1_score", "out_sim_states", "out_ec_rms"):
-        assert golden.compare([write(**{name: None})]).mismatches == 0
+        assert compare([write(**{name: None})]).mismatches == 0
     inputs = {name: None for name in arrays if name.startswith("out_")}
     assert golden.load(write(**inputs))[0].expected == {}
     code, _, err = run("conformance", write(**inputs))

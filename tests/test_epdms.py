@@ -162,10 +162,13 @@ def moved(scene: Scene, angle: float, dx: float, dy: float) -> Scene:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("golden", [g for g in PLAIN if not g.name.startswith("adv_")][::3], ids=lambda g: g.name)
-def test_rigid_motion_does_not_matter(golden: GoldenScene) -> None:
+@given(
+    st.sampled_from([g for g in PLAIN if not g.name.startswith("adv_")]), st.floats(-3.1, 3.1), st.floats(-5e5, 5e5), st.floats(-5e6, 5e6)
+)
+@settings(max_examples=40)
+def test_rigid_motion_does_not_matter(golden: GoldenScene, angle: float, dx: float, dy: float) -> None:
     plans = torch.as_tensor(golden.candidates)[None]
-    here, there = irlvla.epdms(golden.scene, plans), irlvla.epdms(moved(golden.scene, 0.7, 300.0, -200.0), plans)
+    here, there = irlvla.epdms(golden.scene, plans), irlvla.epdms(moved(golden.scene, angle, dx, dy), plans)
     assert torch.allclose(here.raw[0], there.raw[0], atol=1e-6, equal_nan=True)  # type: ignore[index]
 
 

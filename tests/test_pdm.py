@@ -12,6 +12,7 @@ import torch
 from shapely.ops import substring
 
 from irlvla import pdm
+from irlvla.corridor import HALF_WIDTH, OFFSETS, Corridor, Paths, _end_square, clearance, project
 from irlvla.errors import InputError
 from irlvla.types import Kind, Layer, Scene
 
@@ -190,14 +191,14 @@ class TestPaths:
     def test_curve(self):
         centerline = line(curvature=0.03)
         scene = make_scene(centerline=centerline)
-        paths = [shapely.LineString(centerline[:, :2]).offset_curve(offset) for offset in pdm.OFFSETS]
+        paths = [shapely.LineString(centerline[:, :2]).offset_curve(offset) for offset in OFFSETS]
         for path, poses in zip(paths, proposals_of(scene), strict=True):
             assert shapely.distance(shapely.points(poses[..., :2]), path).max() < 5e-3
 
     def test_car_off_the_centreline(self):
         poses = proposals_of(make_scene(pose=(3.3, 2.4, 0.2)))
         np.testing.assert_allclose(poses[:, :, 0, 0], 3.3)
-        np.testing.assert_allclose(poses[..., 1], np.broadcast_to(np.array(pdm.OFFSETS)[:, None, None], (3, 5, 41)), atol=1e-12)
+        np.testing.assert_allclose(poses[..., 1], np.broadcast_to(np.array(OFFSETS)[:, None, None], (3, 5, 41)), atol=1e-12)
 
     def test_two_points(self):
         two = np.array([[-30.0, 0.0, 0.0], [170.0, 0.0, 0.0]])
@@ -226,7 +227,7 @@ class TestPaths:
         """The devkit puts a parallel that shrinks to a point at the origin of its map."""
         turn = np.stack([np.sin(a := np.linspace(0.0, 3.0, 20)), 1.0 - np.cos(a), a], axis=-1)
         turn[:, :2] = np.round(turn[:, :2], 12)
-        paths = pdm._Paths.beside(turn)
+        paths = Paths.beside(turn)
         flat = dataclasses.replace(
             paths, progress=paths.progress * np.array([[1.0], [1.0], [0.0]]), slope=np.full_like(paths.slope, np.nan)
         )
@@ -236,7 +237,7 @@ class TestPaths:
     def test_substring_within_one_segment(self, start, end):
         points = np.array([[0.0, 0.0, 0.3], [9.0, 3.0, 0.3], [20.0, 7.0, 0.3], [50.0, 10.0, 0.3]])
         length = shapely.LineString(points[:, :2]).length
-        found = pdm._Paths.beside(points).substring(0, start, end)
+        found = Paths.beside(points).substring(0, start, end)
         expected = np.array(substring(shapely.LineString(points[:, :2]), min(start, length), min(end, length)).coords)
         np.testing.assert_allclose(found if len(expected) > 1 else found[:1], expected, atol=1e-9)
 
@@ -244,12 +245,12 @@ class TestPaths:
         rng = np.random.default_rng(1)
         points = np.cumsum(rng.normal(0.4, 1.0, (120, 2)), axis=0)
         points[50:53] = points[50]
-        paths = pdm._Paths.beside(np.column_stack([points, np.zeros(120)]))
+        paths = Paths.beside(np.column_stack([points, np.zeros(120)]))
         queries = rng.uniform(points.min() - 5.0, points.max() + 5.0, (300, 2))
         expected = shapely.line_locate_point(shapely.LineString(points), shapely.points(queries))
-        np.testing.assert_allclose(pdm._project(queries, paths.poses[0, :, :2], paths.progress[0]), expected, atol=1e-9)
-        one_by_one = [pdm._project(q[None], paths.poses[0, :, :2], paths.progress[0])[0] for q in queries]
-        np.testing.assert_array_equal(pdm._project(queries, paths.poses[0, :, :2], paths.progress[0]), one_by_one)
+        np.testing.assert_allclose(project(queries, paths.poses[0, :, :2], paths.progress[0]), expected, atol=1e-9)
+        one_by_one = [project(q[None], paths.poses[0, :, :2], paths.progress[0])[0] for q in queries]
+        np.testing.assert_array_equal(project(queries, paths.poses[0, :, :2], paths.progress[0]), one_by_one)
 
 
 class TestBatch:
@@ -363,42 +364,42 @@ class TestGeometry:
                 for place in places
             ]
             objects = self.objects(agents)
-            touching = pdm._Corridor.around(polyline).touching(objects)
+            touching = objects.touching(Corridor.around(polyline))
             path = shapely.LineString(polyline)
-            squares = [shapely.Polygon(pdm._end_square(part, 1.0)) for part in (polyline, polyline[::-1])]
+            squares = [shapely.Polygon(_end_square(part, 1.0)) for part in (polyline, polyline[::-1])]
             for update in (0, 7, 19):
                 edges = objects.edges + pdm.UPDATE_TIMES[update] * np.repeat(objects.drift, 4, axis=0)[:, None]
                 boxes = shapely.polygons(edges[:, 0].reshape(-1, 4, 2))
                 distance = np.minimum(
-                    shapely.distance(path, boxes) - pdm.HALF_WIDTH, np.min([shapely.distance(s, boxes) - 1e-12 for s in squares], axis=0)
+                    shapely.distance(path, boxes) - HALF_WIDTH, np.min([shapely.distance(s, boxes) - 1e-12 for s in squares], axis=0)
                 )
                 sure = np.abs(distance) > 1e-9
                 np.testing.assert_array_equal(touching[update, sure], distance[sure] <= 0.0)
-                buffered = shapely.intersects(path.buffer(pdm.HALF_WIDTH, cap_style="square"), boxes)
+                buffered = shapely.intersects(path.buffer(HALF_WIDTH, cap_style="square"), boxes)
                 assert (np.abs(distance[buffered != touching[update]]) < 0.02).all()
                 exact += sure.sum()
                 close += (buffered == touching[update]).sum()
         assert close > 0.999 * exact
 
     def test_end_squares(self):
-        corridor = pdm._Corridor.around(line(0.0, 10.0)[:, :2])
+        corridor = Corridor.around(line(0.0, 10.0)[:, :2])
         near = [
             agent(-1.1 - 0.5, 1.1 + 0.5, size=(1.0, 1.0)),
             agent(11.1 + 0.5, -1.1 - 0.5, size=(1.0, 1.0)),
             agent(10.6, 0.9, size=(0.1, 0.1)),
         ]
         far = [agent(-1.2 - 0.5, 0.0, size=(1.0, 1.0)), agent(5.0, 1.2 + 0.5, size=(1.0, 1.0))]
-        np.testing.assert_array_equal(corridor.touching(self.objects(near + far))[0], [True, True, True, False, False])
+        np.testing.assert_array_equal(self.objects(near + far).touching(corridor)[0], [True, True, True, False, False])
 
     def test_corridor_of_a_point(self):
         """shapely buffers a point into an upright square."""
-        square = shapely.Point(3.0, 4.0).buffer(pdm.HALF_WIDTH, cap_style="square")
+        square = shapely.Point(3.0, 4.0).buffer(HALF_WIDTH, cap_style="square")
         for points in ([[3.0, 4.0]], [[3.0, 4.0], [3.0, 4.0]]):
             rng = np.random.default_rng(2)
             agents = [agent(*rng.uniform([0.0, 1.0], [6.0, 7.0]), rng.uniform(-3.0, 3.0), size=(1.0, 0.5)) for _ in range(200)]
             objects = self.objects(agents)
             expected = shapely.intersects(square, shapely.polygons(objects.edges[:, 0].reshape(-1, 4, 2)))
-            np.testing.assert_array_equal(pdm._Corridor.around(np.array(points)).touching(objects)[0], expected)
+            np.testing.assert_array_equal(objects.touching(Corridor.around(np.array(points)))[0], expected)
 
     def test_corridor_and_lights(self):
         rng = np.random.default_rng(8)
@@ -409,10 +410,10 @@ class TestGeometry:
             ring = polyline[rng.integers(0, len(polyline))] + rng.normal(0.0, 6.0, 2) + rng.uniform(0.5, 30.0) * shape
             objects = self.objects([], (ring,))
             distance = min(
-                shapely.distance(shapely.LineString(polyline), shapely.Polygon(ring)) - pdm.HALF_WIDTH,
-                *(shapely.distance(shapely.Polygon(pdm._end_square(p, 1.0)), shapely.Polygon(ring)) for p in (polyline, polyline[::-1])),
+                shapely.distance(shapely.LineString(polyline), shapely.Polygon(ring)) - HALF_WIDTH,
+                *(shapely.distance(shapely.Polygon(_end_square(p, 1.0)), shapely.Polygon(ring)) for p in (polyline, polyline[::-1])),
             )
-            touching = pdm._Corridor.around(polyline).touching(objects)[:, 0]
+            touching = objects.touching(Corridor.around(polyline))[:, 0]
             assert (touching == (distance <= 0.0)).all()
             seen.add(bool(touching[0]))
         assert seen == {True, False}
@@ -431,17 +432,17 @@ class TestGeometry:
         ]
         shapes = [polygon_of(objects.outline(row)) for row in range(60)]
         expected = np.array([shapely.distance(car, shapes) for car in cars])
-        np.testing.assert_allclose(pdm._clearance(poses, objects.edges, objects.first), expected, atol=1e-9)
+        np.testing.assert_allclose(clearance(poses, objects.edges, objects.first), expected, atol=1e-9)
         assert (expected == 0.0).any()
 
     def test_contains(self):
         ring = np.array([[-3.0, -2.0], [8.0, -2.0], [8.0, 2.0], [-3.0, 2.0]])
         polygon = pdm._red_lights(make_scene(lights=(ring,)), 0)[0]
-        assert pdm._contains(polygon, np.array([0.0, 0.0, 0.0]))
-        assert pdm._contains(polygon, np.array([8.0 - 4.049, 0.0, 0.0]))  # its border counts
-        assert not pdm._contains(polygon, np.array([4.5, 0.0, 0.0]))
-        assert not pdm._contains(polygon, np.array([0.0, 0.0, 1.0]))
-        assert not pdm._contains(polygon, np.array([30.0, 0.0, 0.0]))
+        assert polygon.contains(np.array([0.0, 0.0, 0.0]))
+        assert polygon.contains(np.array([8.0 - 4.049, 0.0, 0.0]))  # its border counts
+        assert not polygon.contains(np.array([4.5, 0.0, 0.0]))
+        assert not polygon.contains(np.array([0.0, 0.0, 1.0]))
+        assert not polygon.contains(np.array([30.0, 0.0, 0.0]))
 
     def test_centroid_with_a_hole(self):
         shell, hole = box(0.0, 10.0, 4.0), np.array([[6.0, -1.0], [9.0, -1.0], [9.0, 2.0], [6.0, 2.0]])

@@ -82,7 +82,7 @@ def conformance(
     Exits with 1 if anything differs. Candidates that the files mark as fragile (a change of a micrometre flips a decision) are
     counted apart: there the last bit of a double decides.
     """
-    from irlvla.golden import compare
+    from irlvla.conformance import compare
 
     _require(device)
     report = compare(paths or [_default_golden()], device.value, only)
@@ -196,7 +196,7 @@ def _driver() -> str | None:
 def _self_check(device: str) -> list[str]:
     """Problems, one line each."""
     try:
-        from irlvla.golden import self_check
+        from irlvla.conformance import self_check
 
         return self_check(device)
     except Exception as error:  # whatever is broken is what the doctor is asked to report
