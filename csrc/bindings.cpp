@@ -40,9 +40,9 @@ struct Where {
   Address stream;
 };
 
-template <class Task> using OnGpu = const char* (*)(const Task&, void*);
+template <class Task> using OnGpu = const char* (*)(const Task&, void*);  // common_type_t below: not deduced, so nullptr fits
 
-template <class Task> void run(const Task& task, Where where, void (*cpu)(const Task&, int), typename std::enable_if<true, OnGpu<Task>>::type gpu) {
+template <class Task> void run(const Task& task, Where where, void (*cpu)(const Task&, int), std::common_type_t<OnGpu<Task>> gpu) {
   without_gil([&] {
     if (where.threads >= 0) return cpu(task, where.threads);
     if (!gpu) throw std::runtime_error("this build of irlvla has no CUDA; build it with IRLVLA_CUDA=ON");
@@ -110,12 +110,15 @@ py::tuple prepare(int64_t scenes, int64_t history, int64_t agent_steps, const st
 /// First of `rows` rows with a value that is not finite or beyond the limit; -1: none.
 int64_t first_bad_row(Address values, int64_t rows, int64_t columns) {
   const double* v = at<const double>(values);
-  for (int64_t i = 0; i < rows; ++i) {
-    bool good = true;
-    for (int64_t k = 0; k < columns; ++k) good = good & (__builtin_fabs(v[i * columns + k]) < baseline::kLimit);
-    if (!good) return i;
-  }
-  return -1;
+  int64_t bad = -1;
+  without_gil([&] {
+    for (int64_t i = 0; i < rows && bad < 0; ++i) {
+      bool good = true;
+      for (int64_t k = 0; k < columns; ++k) good = good & (__builtin_fabs(v[i * columns + k]) < baseline::kLimit);
+      if (!good) bad = i;
+    }
+  });
+  return bad;
 }
 
 py::dict build_info() {
@@ -150,10 +153,11 @@ PYBIND11_MODULE(_C, m) {
     run(task, {threads, stream}, kernels().simulate, IRLVLA_GPU(simulate));
   });
   m.def("score", [](int64_t candidates, Address scenes, Address scene_offsets, Address scene_index, int input, Address plans, int poses, double step,
-                    bool remove_touching, bool pdms, Address metrics, Address events, Address masks, Address states, int threads, Address stream) {
+                    bool remove_touching, bool pdms, Address metrics, Address events, Address masks, Address states, Address scratch, int threads,
+                    Address stream) {
     const ScoreTask task{candidates, at<const char>(scenes), at<const int64_t>(scene_offsets), at<const int64_t>(scene_index), static_cast<Input>(input),
                          at<const double>(plans), poses, step, remove_touching, pdms, at<double>(metrics), at<int32_t>(events), at<int64_t>(masks),
-                         at<double>(states)};
+                         at<double>(states), at<void>(scratch)};
     run(task, {threads, stream}, kernels().score, IRLVLA_GPU(score));
   });
   m.def("extended_comfort", [](int64_t rows, Address states, Address previous, Address shift, Address rms, Address comfortable, int threads, Address stream) {
@@ -196,7 +200,9 @@ PYBIND11_MODULE(_C, m) {
     for (const int64_t value : done) sum += value;
     return sum;
   });
-  m.attr("METRICS") = kMetrics;
-  m.attr("EVENTS") = kEvents;
-  m.attr("MASKS") = kMasks;
+  m.attr("METRICS") = static_cast<int>(kMetrics);
+  m.attr("EVENTS") = static_cast<int>(kEvents);
+  m.attr("MASKS") = static_cast<int>(kMasks);
+  m.attr("MOTION_BYTES") = kMotionBytes;
+  m.attr("MOTIONS_HELD") = kMotionsHeld;
 }

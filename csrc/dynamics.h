@@ -52,13 +52,8 @@ template <class Next, class Put> IRLVLA_HD void interpolate(int knots, int64_t t
     while (query >= high_time && reached + 1 < knots) {
       low = high, low_time = high_time;
       next(++reached, high, high_time);
-      const double step = high.heading - last_heading;  // numpy.unwrap
+      turns += unwrapping(high.heading - last_heading);
       last_heading = high.heading;
-      if (absolute(step) >= kPi) {
-        double turn = principal(step);
-        if (turn == -kPi && step > 0.0) turn = kPi;
-        turns += turn - step;
-      }
       high.heading += turns;
     }
     if (query >= high_time || reached == 0) {

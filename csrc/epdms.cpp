@@ -9,7 +9,7 @@ namespace {
 
 double& lane(Pack& pack, int i) { return reinterpret_cast<double*>(&pack)[i]; }
 
-template <class Mask> uint32_t lane_bits(const Comfort<Mask>& comfort, int i) {
+uint32_t lane_bits(const Comfort<Pack>& comfort, int i) {
   uint32_t bits = 0;
   for (int k = 0; k < 6; ++k) bits |= static_cast<uint32_t>(comfort.within[k][i] != 0) << k;
   return bits;
@@ -135,8 +135,7 @@ void score_pack(const ScoreTask& task, int64_t first, int count) {
   }
   for (int t = 0; t < kSteps; ++t) sine_cosine(states[t].heading + kHalfPi, lateral_sine[t], lateral_cosine[t]);
   const Comfort<Pack> comfort = history_comfort(states, scene.history, scene.history_ax, scene.history_ay, scene.history_heading);
-  Comfort<Pack> plain = comfort;
-  if (task.pdms) plain = plain_comfort(states);
+  const Comfort<Pack> plain = task.pdms ? plain_comfort(states) : comfort;
   if (task.states) store_pack(states, first, count, task.states);
   for (int i = 0; i < count; ++i) {
     Track track;

@@ -34,8 +34,8 @@ struct Motion {
   uint32_t comfort, plain;
 };
 
+static_assert(sizeof(Motion) == kMotionBytes, "callers allocate this much");
 constexpr int kThreads = 128;
-constexpr int64_t kChunk = 1 << 16;  // candidates whose motion is held at once: 150 MB
 
 __device__ uint32_t bits_of(const Comfort<double>& comfort) {
   uint32_t bits = 0;
@@ -114,18 +114,13 @@ template <class Task, void (*row)(const Task&, int64_t)> const char* launch_rows
 }
 
 const char* launch_score(const ScoreTask& task, cudaStream_t stream) {
-  if (task.candidates == 0) return nullptr;
-  const int64_t held = task.candidates < kChunk ? task.candidates : kChunk;
-  Motion* motions = nullptr;
-  if (const char* error = explain(cudaMallocAsync(&motions, held * sizeof(Motion), stream))) return error;
-  for (int64_t first = 0; first < task.candidates; first += kChunk) {
-    const int64_t count = task.candidates - first < kChunk ? task.candidates - first : kChunk;
+  Motion* motions = static_cast<Motion*>(task.scratch);
+  for (int64_t first = 0; first < task.candidates; first += kMotionsHeld) {
+    const int64_t count = task.candidates - first < kMotionsHeld ? task.candidates - first : kMotionsHeld;
     move<<<blocks_for(count), kThreads, 0, stream>>>(task, first, count, motions);
     judge<<<blocks_for(count * 32), kThreads, 0, stream>>>(task, first, count, motions);
   }
-  const char* error = explain(cudaGetLastError());
-  const char* freed = explain(cudaFreeAsync(motions, stream));
-  return error ? error : freed;
+  return explain(cudaGetLastError());
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 //
 // Functions templated on R take a double or a pack of doubles (one lane per trajectory). Only +, -, *, /, sqrt and
 // comparisons are used and no multiply-add is ever contracted, so every instruction set and the GPU return the same bits.
+// (The C library is asked once, for the sines of recorded boxes: scene.cpp.)
 #pragma once
 #include <stdint.h>
 
@@ -24,9 +25,11 @@ constexpr double kTwoPi = 6.283185307179586;
 constexpr double kInfinity = __builtin_huge_val();
 
 #ifdef __CUDACC__
+IRLVLA_HD double not_a_number() { return nan(""); }
 IRLVLA_HD double absolute(double x) { return fabs(x); }
 IRLVLA_HD double square_root(double x) { return sqrt(x); }
 #else
+IRLVLA_HD double not_a_number() { return __builtin_nan(""); }
 IRLVLA_HD double absolute(double x) { return __builtin_fabs(x); }
 IRLVLA_HD double square_root(double x) { return __builtin_sqrt(x); }
 #endif
@@ -103,6 +106,13 @@ template <class R> IRLVLA_HD R principal(R a) {
   return m - kPi;
 }
 
+/// What numpy.unwrap adds to all headings from here on, where they jump by `step`.
+IRLVLA_HD double unwrapping(double step) {
+  if (absolute(step) < kPi) return 0.0;
+  const double turn = principal(step);
+  return (turn == -kPi && step > 0.0 ? kPi : turn) - step;
+}
+
 // --- exact orientation ----------------------------------------------------------------------------------------------
 
 IRLVLA_HD void two_sum(double a, double b, double& sum, double& error) {
@@ -153,7 +163,9 @@ IRLVLA_HD int exact_orientation(double ax, double ay, double bx, double by, doub
   return sum.sign();
 }
 
-/// Sign of the area of (a, b, c): 1 if c lies left of a -> b, -1 right, 0 on the line. Exact for the given doubles.
+/// Sign of the area of (a, b, c): 1 if c lies left of a -> b, -1 right, 0 on the line. Exact for the given doubles, barring
+/// underflow. GEOS decides what its filter leaves open in double-double, which errs where differences need more than 53
+/// bits: in about one of two million points made to lie on edges.
 IRLVLA_HD int orientation(double ax, double ay, double bx, double by, double cx, double cy) {
   const double left = (ax - cx) * (by - cy), right = (ay - cy) * (bx - cx);
   const double det = left - right, bound = 1e-15 * (absolute(left) + absolute(right));  // the filter of GEOS
@@ -361,7 +373,7 @@ IRLVLA_HD double locate_along(const Edge* segments, const double* start, const B
   }
   double limit = kInfinity;
   for (int i = nearest_block * kBlock; i < count && i < (nearest_block + 1) * kBlock; ++i) limit = smaller(limit, segment_distance(segments[i], px, py));
-  const double limit2 = limit * limit * (1.0 + 1e-9);
+  const double limit2 = limit * limit * (1.0 + 1e-9) + 1e-12;
   double best = kInfinity, along = 0.0;
   for (int b = 0; b < n_blocks; ++b) {
     if (blocks[b].distance2(px, py) > limit2) continue;

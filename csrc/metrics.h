@@ -248,12 +248,12 @@ IRLVLA_HD Corners corners_at(const Track& track, int t, double dx = 0.0, double 
 /// Whether a point of a cell lies strictly inside a polygon that has edges there.
 IRLVLA_HD bool inside(const PackedScene& scene, const Border& border, double wx, double wy, double px, double py) {
   const Edge* edges = scene.at(scene.edges);
-  if (border.n_edges == 0) {  // the witness lies on the boundary: ask the whole polygon
+  if (border.witness == kAskPolygon) {
     const Polygon& polygon = scene.at(scene.polygon)[border.polygon];
     return locate(edges + polygon.edge_begin, polygon.edge_count, px, py) > 0;
   }
   const uint32_t* near = scene.at(scene.near_edges) + border.edges;
-  bool in = border.witness_inside;
+  bool in = border.witness == kInside;
   for (uint32_t i = 0; i < border.n_edges; ++i) {
     const Edge& e = edges[near[i] >> 1];
     const int side = orientation(e.x0, e.y0, e.x1, e.y1, px, py);

@@ -17,9 +17,14 @@ struct SimulateTask {
 };
 
 enum Input { kPlans, kPoses, kStates };
-constexpr int kMetrics = 13;  // nc dac ddc tlc progress ttc lk hc, oncoming metres, v1: nc ttc comfort ddc
-constexpr int kEvents = 6;    // collision step and agent, ttc step and agent, off-centre run, comfort bits
-constexpr int kMasks = 5;     // multiple lanes, off road, off route, in intersection, red light: bit t = step t
+
+// Columns of what `score` writes. The first eight metrics stand as in METRICS of irlvla.types, with progress in place of EP.
+enum Metric { kNc, kDac, kDdc, kTlc, kProgress, kTtc, kLk, kHc, kOncoming, kNcV1, kTtcV1, kComfortV1, kDdcV1, kMetrics };
+enum Event { kCollisionStep, kCollisionAgent, kTtcStep, kTtcAgent, kOffCentreRun, kComfortBits, kEvents };
+enum Mask { kMultipleLanesMask, kOffRoadMask, kOffRouteMask, kIntersectionMask, kRedLightMask, kMasks };  // bit t: step t
+
+constexpr int64_t kMotionBytes = 2304;      // scratch of a candidate on a GPU
+constexpr int64_t kMotionsHeld = 1 << 16;   // candidates that are on their way there at once
 
 struct ScoreTask {
   int64_t candidates;
@@ -36,6 +41,7 @@ struct ScoreTask {
   int32_t* events;      // N kEvents
   int64_t* masks;       // N kMasks
   double* states;       // N 41 11, or null
+  void* scratch;        // on a GPU: kMotionBytes for each of min(N, kMotionsHeld) candidates
 };
 
 struct ExtendedComfortTask {
@@ -248,7 +254,33 @@ IRLVLA_HD Encounters all_encounters(const PackedScene& scene, const Track& track
 
 IRLVLA_HD double collision_score(bool with_user, bool with_object) { return with_user ? 0.0 : with_object ? 0.5 : 1.0; }
 
-/// Everything about candidate i, whose track is known. `comfort` and `plain` hold the six bits of history comfort and v1.
+IRLVLA_HD double progress_of(const ScoreTask& task, const PackedScene& scene, const Track& track) {
+  const Edge* line = scene.at(scene.line);
+  const double* start = scene.at(scene.line_start);
+  const Bounds* blocks = scene.at(scene.line_blocks);
+  double distance, begin = scene.progress_start;
+  if (task.input == kStates) begin = locate_along(line, start, blocks, scene.segments, track.centre_x[0], track.centre_y[0], distance);
+  const double end = locate_along(line, start, blocks, scene.segments, track.centre_x[kSteps - 1], track.centre_y[kSteps - 1], distance);
+  return larger(0.0, end - begin);
+}
+
+IRLVLA_HD void write_events(const Encounters& met, int run, uint32_t comfort, int32_t* out) {
+  out[kCollisionStep] = met.collision == kNever ? -1 : static_cast<int32_t>(met.collision >> 32) / kOffsets;
+  out[kCollisionAgent] = met.collision == kNever ? -1 : static_cast<int32_t>(met.collision & 0xffffffffu);
+  out[kTtcStep] = met.approach == kNever ? -1 : static_cast<int32_t>(met.approach >> 32) / kOffsets;
+  out[kTtcAgent] = met.approach == kNever ? -1 : static_cast<int32_t>(met.approach & 0xffffffffu);
+  out[kOffCentreRun] = run;
+  out[kComfortBits] = static_cast<int32_t>(comfort);
+}
+
+IRLVLA_HD void write_masks(const Areas& areas, uint64_t red, int64_t* out) {
+  out[kMultipleLanesMask] = static_cast<int64_t>(areas.multiple_lanes), out[kOffRoadMask] = static_cast<int64_t>(areas.off_road);
+  out[kOffRouteMask] = static_cast<int64_t>(areas.off_route), out[kIntersectionMask] = static_cast<int64_t>(areas.in_intersection);
+  out[kRedLightMask] = red == kNever ? 0 : static_cast<int64_t>(uint64_t{1} << red);
+}
+
+/// Everything about candidate i, whose track is known. `comfort` and `plain` hold the six bits of history comfort and v1;
+/// the columns of v1 are NaN where it was not asked for.
 template <class Group>
 IRLVLA_HD void evaluate(const ScoreTask& task, const PackedScene& scene, const Track& track, uint32_t comfort, uint32_t plain, int64_t i,
                         const Group& group) {
@@ -264,41 +296,25 @@ IRLVLA_HD void evaluate(const ScoreTask& task, const PackedScene& scene, const T
 
   const double oncoming = oncoming_distance(track, areas.off_route, areas.in_intersection);
   const int run = off_centre_run(areas.off_centre, areas.in_intersection);
-  const Edge* line = scene.at(scene.line);
-  const double* line_start = scene.at(scene.line_start);
-  const Bounds* blocks = scene.at(scene.line_blocks);
-  double distance, begin = scene.progress_start;
-  if (task.input == kStates)
-    begin = locate_along(line, line_start, blocks, scene.segments, track.centre_x[0], track.centre_y[0], distance);
-  const double end = locate_along(line, line_start, blocks, scene.segments, track.centre_x[kSteps - 1], track.centre_y[kSteps - 1], distance);
-
   double* m = task.metrics + i * kMetrics;
-  m[0] = collision_score(met.with_user, met.with_object);
-  m[1] = areas.off_road ? 0.0 : 1.0;
-  m[2] = direction_compliance(oncoming);
-  m[3] = red == kNever ? 1.0 : 0.0;
-  m[4] = larger(0.0, end - begin);
-  m[5] = met.approach == kNever ? 1.0 : 0.0;
-  m[6] = run >= 20 ? 0.0 : 1.0;  // ceil(2.0 / 0.1) samples, which span 1.9 s
-  m[7] = comfort == 63 ? 1.0 : 0.0;
-  m[8] = oncoming;
-  m[9] = collision_score(met.v1_user, met.v1_object);
-  m[10] = met.v1_approach ? 0.0 : 1.0;
-  m[11] = plain == 63 ? 1.0 : 0.0;
-  m[12] = task.pdms ? direction_compliance(oncoming_distance(track, areas.off_route, 0)) : 1.0;
-
-  int32_t* e = task.events + i * kEvents;
-  e[0] = met.collision == kNever ? -1 : static_cast<int32_t>(met.collision >> 32) / kOffsets;
-  e[1] = met.collision == kNever ? -1 : static_cast<int32_t>(met.collision & 0xffffffffu);
-  e[2] = met.approach == kNever ? -1 : static_cast<int32_t>(met.approach >> 32) / kOffsets;
-  e[3] = met.approach == kNever ? -1 : static_cast<int32_t>(met.approach & 0xffffffffu);
-  e[4] = run;
-  e[5] = static_cast<int32_t>(comfort);
-
-  int64_t* k = task.masks + i * kMasks;
-  k[0] = static_cast<int64_t>(areas.multiple_lanes), k[1] = static_cast<int64_t>(areas.off_road);
-  k[2] = static_cast<int64_t>(areas.off_route), k[3] = static_cast<int64_t>(areas.in_intersection);
-  k[4] = red == kNever ? 0 : static_cast<int64_t>(uint64_t{1} << red);
+  m[kNc] = collision_score(met.with_user, met.with_object);
+  m[kDac] = areas.off_road ? 0.0 : 1.0;
+  m[kDdc] = direction_compliance(oncoming);
+  m[kTlc] = red == kNever ? 1.0 : 0.0;
+  m[kProgress] = progress_of(task, scene, track);
+  m[kTtc] = met.approach == kNever ? 1.0 : 0.0;
+  m[kLk] = run >= 20 ? 0.0 : 1.0;  // ceil(2.0 / 0.1) samples, which span 1.9 s
+  m[kHc] = comfort == 63 ? 1.0 : 0.0;
+  m[kOncoming] = oncoming;
+  m[kNcV1] = m[kTtcV1] = m[kComfortV1] = m[kDdcV1] = not_a_number();
+  if (task.pdms) {
+    m[kNcV1] = collision_score(met.v1_user, met.v1_object);
+    m[kTtcV1] = met.v1_approach ? 0.0 : 1.0;
+    m[kComfortV1] = plain == 63 ? 1.0 : 0.0;
+    m[kDdcV1] = direction_compliance(oncoming_distance(track, areas.off_route, 0));
+  }
+  write_events(met, run, comfort, task.events + i * kEvents);
+  write_masks(areas, red, task.masks + i * kMasks);
 }
 
 }  // namespace IRLVLA_ISA

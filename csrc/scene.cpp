@@ -76,6 +76,10 @@ struct Builder {
     throw std::invalid_argument(message.str());
   }
 
+  /// Times beyond 2^53 us have no exact double, headings beyond 1e6 no exact sine.
+  static bool exact_time(int64_t time_us) { return time_us < kTimeLimit && time_us > -kTimeLimit; }
+  static bool sane_heading(double heading) { return std::abs(heading) < 1e6; }
+
   static bool sane(const double* values, int64_t count) {
     bool good = true;
     for (int64_t i = 0; i < count; ++i) good = good & (std::abs(values[i]) < kLimit);
@@ -84,9 +88,12 @@ struct Builder {
 
   /// Values that would give a wrong number or none. Shapes and offsets were checked by the caller.
   void check() const {
-    require(sane(in.ego + scene * kStateSize, kStateSize), "the ego state holds NaN, infinity or a value beyond 1e8");
+    const double* ego = in.ego + scene * kStateSize;
+    require(sane(ego, kStateSize) && sane_heading(ego[2]), "the ego state holds NaN, infinity, or a value beyond 1e8 (heading: 1e6)");
+    require(exact_time(in.time_us[scene]), "time_us is beyond 2^53; it counts microseconds");
     const int64_t* time = in.history_time_us + scene * in.history;
     require(sane(in.history_states + scene * in.history * 8, in.history * 8), "the history holds NaN, infinity or a value beyond 1e8");
+    for (int64_t i = 0; i < in.history; ++i) require(exact_time(time[i]), "history_time_us is beyond 2^53; it counts microseconds");
     for (int64_t i = 0; i + 1 < in.history; ++i) require(time[i] < time[i + 1], "history_time_us must rise, frame ", i + 1, " does not");
     require(time[in.history - 1] - time[0] <= 2400000, "the history must span at most 2.4 s");
     check_agents();
@@ -101,7 +108,8 @@ struct Builder {
       const double *size = in.agent_size + 2 * a, *state = in.agent_state + a * in.agent_steps * 5;
       require(sane(size, 2) && size[0] > 0.0 && size[1] > 0.0, "agent ", i, " has size ", size[0], " x ", size[1], "; both must be positive");
       for (int64_t t = 0; t < in.agent_steps; ++t)
-        require(!in.agent_valid[a * in.agent_steps + t] || sane(state + 5 * t, 5), "agent ", i, " holds NaN, infinity or a value beyond 1e8 at step ", t);
+        require(!in.agent_valid[a * in.agent_steps + t] || (sane(state + 5 * t, 5) && sane_heading(state[5 * t + 2])), "agent ", i,
+                " holds NaN, infinity or a value beyond 1e8 (heading: 1e6) at step ", t);
     }
   }
 
@@ -141,16 +149,8 @@ struct Builder {
     std::vector<double> heading(in.history);
     double turns = 0.0;
     for (int64_t i = 0; i < in.history; ++i) {
-      heading[i] = states[8 * i + 2];
-      if (i) {
-        const double step = heading[i] - states[8 * (i - 1) + 2];
-        if (std::abs(step) >= kPi) {
-          double turn = principal(step);
-          if (turn == -kPi && step > 0.0) turn = kPi;
-          turns += turn - step;
-        }
-      }
-      heading[i] += turns;
+      if (i) turns += unwrapping(states[8 * i + 2] - states[8 * (i - 1) + 2]);
+      heading[i] = states[8 * i + 2] + turns;
     }
     int64_t low = 0;
     const int64_t first = time[0], last = time[in.history - 1];
@@ -234,7 +234,8 @@ struct Builder {
       seen = true;
       agent.x[t] = s[0], agent.y[t] = s[1];
       // Recorded boxes do not move: the library's sine agrees with numpy's to the last bit, or nearly always.
-      if (t && s[2] == s[-3] && in.agent_valid[a * in.agent_steps + t - 1]) {  // still turned as one step before
+      const double* before = s - 5;
+      if (t && in.agent_valid[a * in.agent_steps + t - 1] && before[2] == s[2]) {  // turned as one step before
         agent.cosine[t] = agent.cosine[t - 1], agent.sine[t] = agent.sine[t - 1];
         agent.lateral_cosine[t] = agent.lateral_cosine[t - 1], agent.lateral_sine[t] = agent.lateral_sine[t - 1];
       } else {
@@ -444,10 +445,10 @@ struct Builder {
   /// The border of one polygon in one cell, from item n on; returns the first item after it.
   size_t add_border(const std::vector<NearEdge>& near, size_t n) {
     const NearEdge& first = near[n];
-    Border border{first.polygon, static_cast<uint32_t>(near_edges.size()), 0, first.inside};
+    Border border{first.polygon, static_cast<uint32_t>(near_edges.size()), 0, first.whole ? kAskPolygon : first.inside ? kInside : kOutside};
     for (; n < near.size() && near[n].cell == first.cell && near[n].polygon == first.polygon; ++n)
-      near_edges.push_back(near[n].item * 2 + near[n].left);
-    if (!first.whole) border.n_edges = static_cast<uint32_t>(near_edges.size()) - border.edges;
+      if (!first.whole) near_edges.push_back(near[n].item * 2 + near[n].left);
+    border.n_edges = static_cast<uint32_t>(near_edges.size()) - border.edges;
     borders.push_back(border);
     return n;
   }

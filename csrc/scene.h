@@ -81,8 +81,11 @@ struct Cell {
 struct Border {
   int32_t polygon;
   uint32_t edges, n_edges;  // into `near_edges`
-  uint32_t witness_inside;
+  uint32_t witness;
 };
+
+constexpr uint32_t kOutside = 0, kInside = 1;  // where the witness lies,
+constexpr uint32_t kAskPolygon = 2;            // or on the boundary, so that it knows nothing
 
 struct PackedScene {
   int64_t bytes;
@@ -117,6 +120,7 @@ struct PackedScene {
 };
 
 constexpr double kCell = 1.0;   // metres
+constexpr int64_t kTimeLimit = int64_t{1} << 53;
 constexpr double kLimit = 1e8;  // coordinates beyond it are refused: a double could not hold what the predicates need
 
 /// The witness point of a cell, off its centre so that it does not meet edges drawn on round coordinates.

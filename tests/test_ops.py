@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from golden_scenes import load
 from irlvla import _C, ops
 from irlvla.errors import InputError
-from irlvla.ops import reference
-from irlvla.types import STEPS
+from irlvla.ops import Prepared, reference
+from irlvla.types import STEPS, Scene
 
 GOLDEN = load(Path(__file__).parent / "golden")
 often = settings(max_examples=150)
@@ -238,16 +238,60 @@ def test_empty_input() -> None:
         (lambda p, e, t: ops.simulate("plan", e, t), r"plans: cannot read a str as a tensor"),
         (lambda p, e, t: ops.simulate(p + 1j, e, t), r"plans must be real"),
         (lambda p, e, t: ops.simulate(p.to("meta"), e, t), r"ego is on cpu but is needed on meta"),
-        (lambda p, e, t: ops.comfort(torch.zeros(1, 9, 11)), r"15 to 65 states, got 9"),
-        (lambda p, e, t: ops.extended_comfort(torch.zeros(1, 41, 11), torch.zeros(1, 41, 11), 6), r"shift must be 1 \.\.\. 5"),
+        (lambda p, e, t: ops.comfort(torch.zeros(1, 9, 11)), r"15 to 65 states .*, got 9"),
+        (
+            lambda p, e, t: ops.extended_comfort(torch.zeros(1, 41, 11), torch.zeros(1, 41, 11), 6),
+            r"shift .* must lie in 1 \.\.\. 5, got 6",
+        ),
         (lambda p, e, t: ops.project(torch.zeros(1, 2), torch.zeros(1, 2)), r"at least 2 points, got 1"),
         (lambda p, e, t: ops.boxes_overlap(torch.zeros(1, 4), torch.zeros(1, 4)), r"boxes must have shape \(\.\.\., 5\)"),
+        (
+            lambda p, e, t: ops.points_in_polygons(torch.zeros(1, 2), torch.eye(4, 2), torch.tensor([-3, 4])),
+            r"ring_offsets must rise from 0 to 4",
+        ),
+        (
+            lambda p, e, t: ops.points_in_polygons(torch.zeros(1, 2), torch.eye(4, 2), torch.tensor([0, 3])),
+            r"ring_offsets must rise from 0 to 4",
+        ),
+        (
+            lambda p, e, t: ops.points_in_polygons(p[0, :, :2], p[0, :, :2], torch.tensor([0, 8]), torch.tensor([0, 2])),
+            r"polygon_offsets must rise",
+        ),
+        (lambda p, e, t: ops.simulate(p, e, t + 2**60), r"time_us must lie in"),
+        (lambda p, e, t: ops.simulate(p[:, :0], e, t, math.inf), r"a plan must cover 4.0 s"),
+        (lambda p, e, t: ops.comfort(torch.full((1, 41, 11), math.nan)), r"states\[0\] holds NaN"),
+        (
+            lambda p, e, t: ops.time_to_collision(torch.zeros(1, 41, 11), torch.full((1, 41, 5), math.nan)),
+            r"boxes \(where valid\)\[0\] holds NaN",
+        ),
+        (
+            lambda p, e, t: torch.ops.irlvla.boxes_overlap(e[:, :5].float(), e[:, :5]),
+            r"irlvla::boxes_overlap needs a as torch.float64 on cpu, got torch.float32",
+        ),
+        (lambda p, e, t: torch.ops.irlvla.comfort(torch.zeros(1, 70, 11, dtype=torch.float64), False), r"15 to 65 states"),
         (lambda p, e, t: ops.set_num_threads(0), r"threads must be at least 1, got 0"),
     ],
 )
 def test_bad_input(call: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(random_plans(3), random_ego(3), torch.zeros(3, dtype=torch.int64))  # type: ignore[operator]
+
+
+def test_raw_ops_take_strided_tensors() -> None:
+    boxes = torch.rand(6, 10, dtype=torch.float64)
+    assert torch.equal(torch.ops.irlvla.boxes_overlap(boxes[:, :5], boxes[:, 5:]), ops.boxes_overlap(boxes[:, :5], boxes[:, 5:]))
+
+
+def test_prepared_scenes_are_a_batch() -> None:
+    golden = GOLDEN[:3]
+    prepared = ops.prepare(Scene.cat([g.scene for g in golden]))
+    twice = Prepared.cat([prepared, prepared])
+    plans, index = random_plans(4), torch.zeros(4, dtype=torch.int64)
+    assert len(prepared) == 3
+    for i, g in enumerate(golden):
+        expected = ops.score(ops.prepare(g.scene), plans, index, pdms=True)
+        for found in (ops.score(prepared[[2, i]], plans, index + 1, pdms=True), ops.score(twice, plans, index + i + 3, pdms=True)):
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_build_info() -> None:

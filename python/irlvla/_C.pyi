@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 METRICS: int
 EVENTS: int
 MASKS: int
+MOTION_BYTES: int
+MOTIONS_HELD: int
 
 def prepare(
     scenes: int, history: int, agent_steps: int, arrays: Sequence[int], threads: int, /

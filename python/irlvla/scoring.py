@@ -41,9 +41,10 @@ def epdms(
         plans: poses x, y, heading in the ego frame, at dt, 2 dt, ... 4 s: shape (B, K, T, 3) or (B, T, 3). With
             `scene_index`, (N, T, 3). Tensors (CPU or CUDA), numpy arrays and anything with DLPack are welcome.
         dt: seconds between poses; by default that of the plan, or 4 s / T.
-        scene_index: the scene of each of N plans, not decreasing: any number of plans per scene, without padding.
+        scene_index: the scene of each of N plans: any number of plans per scene, without padding; fastest in rising order.
         previous: plans of the previous frame (`Scene.previous_ego`), for EC, in its own ego frame: one per scene
-            (B, T, 3), or one per plan (the leading shape of `plans`). Without it EC is NaN and does not count.
+            (B, T, 3), or one per plan (the leading shape of `plans`, which wins where both
+            fit). Without it EC is NaN and does not count.
         traffic: `log` replays the recorded agents but for those that touch the ego at t = 0 (the devkit's log replay);
             `replay_all` keeps all (its reactive runs: put the agents that resulted into the scene);
             `constant_velocity` moves the agents of t = 0 straight on.
@@ -70,7 +71,7 @@ def epdms(
     )
     raw = _values(metrics, frame.reference[index])
     if previous is not None:
-        raw[:, EC] = _extended_comfort(scenes, states, previous, index, lead)
+        raw[:, EC] = _extended_comfort(scenes, states, previous, index, lead, per_plan=len(lead) == 2 or scene_index is not None)
     values = raw if human_filter == "none" else _filtered(raw, frame.human[index])
     return Epdms(
         values.reshape(*lead, 9),
@@ -152,9 +153,14 @@ class _Frame:
 
 def _frame(scenes: Scene, traffic: Traffic) -> _Frame:
     cache = scenes.__dict__.setdefault("_frames", {})
-    if traffic not in cache:
-        cache[traffic] = _make_frame(_constant_velocity(scenes) if traffic == "constant_velocity" else scenes, traffic)
-    return cache[traffic]
+    # A tensor that is changed in place counts up its version: what was derived from it is stale then.
+    versions = tuple(t._version for _, t in scenes.tensors() if not t.is_inference())
+    if traffic not in cache or cache[traffic][0] != versions:
+        frame = _make_frame(_constant_velocity(scenes) if traffic == "constant_velocity" else scenes, traffic)
+        if scenes.device.type == "cuda":
+            torch.cuda.current_stream(scenes.device).synchronize()  # whoever uses it next may do so on another stream
+        cache[traffic] = versions, frame
+    return cache[traffic][1]
 
 
 def _make_frame(scenes: Scene, traffic: Traffic) -> _Frame:
@@ -237,13 +243,13 @@ def _pdms(metrics: Tensor, reference: Tensor, lead: tuple[int, ...]) -> Pdms:
     return Pdms(torch.stack([nc, metrics[:, DAC], ep, ttc, comfort, ddc], 1).reshape(*lead, 6))
 
 
-def _extended_comfort(scenes: Scene, states: Tensor, previous: Any, index: Tensor, lead: tuple[int, ...]) -> Tensor:
+def _extended_comfort(scenes: Scene, states: Tensor, previous: Any, index: Tensor, lead: tuple[int, ...], *, per_plan: bool) -> Tensor:
     poses, dt = _poses(previous, None, "previous")
     if bool(scenes.previous_ego.isnan().any()):
         scene = int(scenes.previous_ego.isnan().any(1).nonzero()[0])
         raise InputError(f"scene {scene} ({scenes.token[scene]!r}) has no previous frame (previous_ego is NaN); score it without previous=")
     shift = ((scenes.time_us - scenes.previous_time_us).double() / 1e5).round().long()
-    per_plan = tuple(poses.shape[:-2]) == lead and (len(lead) == 2 or poses.shape[0] != len(scenes.token))
+    per_plan = per_plan and tuple(poses.shape[:-2]) == lead
     if not per_plan and tuple(poses.shape[:-2]) != (len(scenes.token),):
         raise InputError(
             f"previous must have one plan per scene ({len(scenes.token)}, T, 3) or per plan "

@@ -99,6 +99,10 @@ class Batch:
     numbers and strings describe the whole batch.
     """
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled and copied without what was derived from it and is kept with it."""
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
     # -- shape -------------------------------------------------------------------------------------------------------
     @classmethod
     def _groups(cls) -> dict[str, tuple[str, str]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from irlvla.errors import InputError
 from irlvla.ops._native import as_tensor, get_num_threads, prepare_arrays, set_num_threads
-from irlvla.types import HORIZON, STEPS, Batch, Scene
+from irlvla.types import HORIZON, STEPS, Batch, Scene, offsets_of, rows_of
 
 __all__ = [
     "Prepared",
@@ -47,10 +47,16 @@ def require_shape(value: Tensor, name: str, *shape: int | None) -> None:
 
 def require_horizon(poses: int, dt: float) -> None:
     """A plan covers exactly the horizon of 4 s."""
-    if not dt > 0.0 or abs(poses * dt - HORIZON) > 1e-9:
+    if not abs(poses * dt - HORIZON) <= 1e-9:
         raise InputError(
             f"a plan must cover {HORIZON} s: {poses} poses every {dt} s cover {poses * dt:g} s; e.g. 8 at 0.5 s or 40 at 0.1 s"
         )
+
+
+def require_offsets(offsets: Tensor, name: str, last: int, what: str) -> None:
+    """Offsets rise from 0 to the number of what they divide."""
+    if offsets.numel() == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != last or bool((offsets[1:] < offsets[:-1]).any()):
+        raise InputError(f"{name} must rise from 0 to {last} (the number of {what}), got {offsets.flatten()[:9].tolist()}")
 
 
 # --- motion -------------------------------------------------------------------------------------------------------------
@@ -99,8 +105,6 @@ def comfort(states: Float[Tensor, "N T 11"], *, v1: bool = False) -> Bool[Tensor
     """
     states = as_tensor(states, "states")
     require_shape(states, "states", None, STEPS if v1 else None, STATE_SIZE)
-    if not 15 <= states.shape[1] <= 65:
-        raise InputError(f"comfort needs 15 to 65 states, got {states.shape[1]}")
     return torch.ops.irlvla.comfort(states, v1)
 
 
@@ -156,6 +160,8 @@ def points_in_polygons(
     if polygon_offsets is None:
         polygon_offsets = torch.arange(ring_offsets.shape[0], device=points.device)
     polygon_offsets = as_tensor(polygon_offsets, "polygon_offsets", torch.int64, points.device)
+    require_offsets(ring_offsets, "ring_offsets", vertices.shape[0], "vertices")
+    require_offsets(polygon_offsets, "polygon_offsets", ring_offsets.shape[0] - 1, "rings")
     following = torch.arange(1, vertices.shape[0] + 1, device=points.device)
     following = following.scatter(0, ring_offsets[1:] - 1, ring_offsets[:-1])
     return torch.ops.irlvla.points_in_polygons(points, torch.cat([vertices, vertices[following]], 1), ring_offsets[polygon_offsets])
@@ -197,8 +203,8 @@ def time_to_collision(
 class Prepared(Batch):
     """Scenes ready to score: derived boxes, a grid over the map, all in one block of bytes that moves to a GPU as it is."""
 
-    offsets: Int[Tensor, " B+1"]
-    data: UInt8[Tensor, " bytes"]
+    offsets: Int[Tensor, " B+1"] = offsets_of("byte")
+    data: UInt8[Tensor, " bytes"] = rows_of("byte")
 
 
 _PREPARED_FIELDS: tuple[tuple[str, torch.dtype], ...] = (
@@ -252,12 +258,8 @@ def _check(scenes: Scene, arrays: dict[str, Tensor]) -> None:
         ("agent", b, "agent_offsets"), ("polygon", b, "polygon_offsets"), ("ring", counts["polygon"], "ring_offsets"),
         ("point", counts["ring"], "point_offsets"), ("light", b, "light_offsets"), ("centerline", b, "centerline_offsets"),
     ):  # fmt: skip
-        o = arrays[name]
-        require_shape(o, f"scenes.{name}", parents + 1)
-        if int(o[0]) != 0 or int(o[-1]) != counts[group] or bool((o[1:] < o[:-1]).any()):
-            raise InputError(
-                f"scenes.{name} must rise from 0 to {counts[group]} (the number of {group} rows), got {int(o[0])} ... {int(o[-1])}"
-            )
+        require_shape(arrays[name], f"scenes.{name}", parents + 1)
+        require_offsets(arrays[name], f"scenes.{name}", counts[group], f"{group} rows")
     if arrays["history_time_us"].shape[1] < 2:
         raise InputError(f"scenes.history needs at least 2 frames for history comfort, got {arrays['history_time_us'].shape[1]}")
 

@@ -17,6 +17,7 @@ from irlvla.errors import BuildError, InputError
 
 STEPS, STATE = 41, 11
 LIMIT = 1e8  #: metres; beyond it a double cannot resolve what the exact predicates need
+TIME_LIMIT = 2**53  #: microseconds; beyond it a double does not hold every one
 
 _threads: int | None = None
 
@@ -53,9 +54,12 @@ def as_tensor(value: Any, name: str, dtype: torch.dtype = torch.float64, device:
 
 
 def require_finite(value: Tensor, name: str) -> None:
-    """Raise `InputError`, naming the first bad row, unless every value is finite and below 1e8."""
+    """Raise `InputError`, naming the first bad row, unless every value is finite and below 1e8.
+
+    On a GPU this waits for the value; while a CUDA graph is being captured nothing is checked.
+    """
     rows = value.shape[0]
-    if value.numel() == 0:
+    if value.numel() == 0 or _capturing(value):
         return
     if value.device.type == "cpu":
         row = _C.first_bad_row(value.data_ptr(), rows, value.numel() // rows)
@@ -64,6 +68,19 @@ def require_finite(value: Tensor, name: str) -> None:
         row = -1 if bool(good.all()) else int((~good).nonzero()[0])
     if row >= 0:
         raise InputError(f"{name}[{row}] holds NaN, infinity or a value beyond {LIMIT:g}; fix or drop that row")
+
+
+def require_range(value: Tensor, name: str, low: int, high: int) -> None:
+    """Raise `InputError` unless every integer lies in low ... high; not while a CUDA graph is being captured."""
+    if value.numel() == 0 or _capturing(value):
+        return
+    least, most = torch.stack(torch.aminmax(value)).tolist()
+    if least < low or most > high:
+        raise InputError(f"{name} must lie in {low} ... {high}, got {least} ... {most}")
+
+
+def _capturing(value: Tensor) -> bool:
+    return value.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _launch(function: Callable[..., None], device: torch.device, *args: Any) -> None:
@@ -75,7 +92,9 @@ def _launch(function: Callable[..., None], device: torch.device, *args: Any) -> 
             try:
                 function(*addresses, -1, torch.cuda.current_stream(device).cuda_stream)
             except RuntimeError as error:
-                raise BuildError(str(error)) from error
+                if "no CUDA" in str(error) or "no kernel image" in str(error):
+                    raise BuildError(str(error)) from error
+                raise
     else:
         raise InputError(f"device {device} is not supported; use cpu or cuda")
 
@@ -101,6 +120,7 @@ def prepare_arrays(arrays: Mapping[str, Tensor], names: Sequence[str]) -> tuple[
 def _simulate(plans: Tensor, ego: Tensor, time_us: Tensor, step: float, map_frame: bool) -> Tensor:
     require_finite(plans, "plans")
     require_finite(ego, "ego")
+    require_range(time_us, "time_us", 1 - TIME_LIMIT, TIME_LIMIT - 1)
     states = _empty(plans, len(plans), STEPS, STATE)
     _launch(_C.simulate, plans.device, len(plans), plans, plans.shape[1], step, map_frame, ego, time_us, states)
     return states
@@ -120,14 +140,13 @@ def _score(
     require_finite(plans, "plans")
     n = len(plans)
     outputs = _score_outputs(plans, states)
-    if n and (int(scene_index.min()) < 0 or int(scene_index.max()) >= len(scene_offsets) - 1):
-        raise InputError(
-            f"scene_index must lie in 0 ... {len(scene_offsets) - 2}, got {int(scene_index.min())} ... {int(scene_index.max())}"
-        )
+    require_range(scene_index, "scene_index", 0, len(scene_offsets) - 2)
+    on_gpu = plans.device.type == "cuda"
+    scratch = _empty(plans, min(n, _C.MOTIONS_HELD) * _C.MOTION_BYTES if on_gpu else 0, dtype=torch.uint8)
     metrics, events, masks, simulated = outputs
     _launch(
         _C.score, plans.device, n, scenes, scene_offsets, scene_index, source, plans, plans.shape[1], step, remove_touching, pdms,
-        metrics, events, masks, simulated if states else 0,
+        metrics, events, masks, simulated if states else 0, scratch,
     )  # fmt: skip
     return outputs
 
@@ -144,13 +163,17 @@ def _score_outputs(plans: Tensor, states: bool) -> tuple[Tensor, Tensor, Tensor,
 
 def _extended_comfort(states: Tensor, previous: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     comfortable, rms = _empty(states, len(states), dtype=torch.bool), _empty(states, len(states), 4)
-    if len(shift) and not (int(shift.min()) >= 1 and int(shift.max()) <= 5):
-        raise InputError(f"shift must be 1 ... 5 steps of 0.1 s between the two plans, got {int(shift.min())} ... {int(shift.max())}")
+    require_finite(states, "states")
+    require_finite(previous, "previous")
+    require_range(shift, "shift [steps of 0.1 s between the two plans]", 1, 5)
     _launch(_C.extended_comfort, states.device, len(states), states, previous, shift, rms, comfortable)
     return comfortable, rms
 
 
 def _comfort(states: Tensor, plain: bool) -> Tensor:
+    if not 15 <= states.shape[1] <= 65 or (plain and states.shape[1] != STEPS):
+        raise InputError(f"comfort needs 15 to 65 states (v1: {STEPS}), got {states.shape[1]}")
+    require_finite(states, "states")
     within = _empty(states, len(states), 6, dtype=torch.bool)
     _launch(_C.comfort, states.device, len(states), states, states.shape[1], plain, within)
     return within
@@ -183,6 +206,7 @@ def _project(points: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
 
 def _time_to_collision(states: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
     require_finite(states, "states")
+    require_finite(torch.where(valid[..., None], boxes, 0.0), "boxes (where valid)")
     seconds = _empty(states, len(states), STEPS)
     _launch(_C.time_to_collision, states.device, len(states) * STEPS, states, boxes.shape[0], boxes.shape[1], boxes, valid, seconds)
     return seconds
@@ -192,12 +216,26 @@ def _time_to_collision(states: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
 
 _library = torch.library.Library("irlvla", "DEF")
 
+#: Integer and boolean arguments; all other tensors are float64.
+_DTYPES = dict.fromkeys(("time_us", "scene_offsets", "scene_index", "shift", "edge_offsets"), torch.int64)
+_DTYPES |= {"valid": torch.bool, "scenes": torch.uint8}
+
 
 def _register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Define an op; whoever calls it past `irlvla.ops` still hands it contiguous tensors of one device, or gets an error."""
     name = schema.split("(")[0]
+    names = [argument.split()[1] for argument in schema[schema.index("(") + 1 : schema.index(")")].split(", ")]
+
+    def checked(*args: Any) -> Any:
+        for argument, value in zip(names, args, strict=True):
+            want = _DTYPES.get(argument, torch.float64)
+            if isinstance(value, Tensor) and (value.dtype != want or value.device != args[0].device):
+                raise InputError(f"irlvla::{name} needs {argument} as {want} on {args[0].device}, got {value.dtype} on {value.device}")
+        return run(*(value.contiguous() if isinstance(value, Tensor) else value for value in args))
+
     _library.define(schema)
     for device in ("CPU", "CUDA"):
-        _library.impl(name, run, device)
+        _library.impl(name, checked, device)
     torch.library.register_fake(f"irlvla::{name}", fake, lib=_library)
 
 
