@@ -304,7 +304,10 @@ def poisoned(value: torch.Tensor, number: float = math.nan) -> torch.Tensor:
         (lambda s: {"points": poisoned(s.points, math.inf)}, r"scene 0 .*: polygon 0 holds NaN, infinity"),
         (lambda s: {"centerline": poisoned(s.centerline)}, r"the centreline holds NaN"),
         (lambda s: {"agent_size": poisoned(s.agent_size, 0.0)}, r"agent 0 has size 0 x .*; both must be positive"),
-        (lambda s: {"agent_state": torch.full_like(s.agent_state, math.nan)}, r"agent 0 holds NaN, infinity or a value beyond 1e8 .* at step"),
+        (
+            lambda s: {"agent_state": torch.full_like(s.agent_state, math.nan)},
+            r"agent 0 holds NaN, infinity or a value beyond 1e8 .* at step",
+        ),
         (lambda s: {"history": poisoned(s.history)}, r"the history holds NaN"),
         (lambda s: {"history_time_us": s.history_time_us.flip(1)}, r"history_time_us must rise"),
         (lambda s: {"history_time_us": s.history_time_us * 3}, r"the history must span at most 2.4 s"),
