@@ -146,7 +146,7 @@ void score_pack(const ScoreTask& task, int64_t first, int count) {
 
 /// One task per block of candidates; a pack ends where the scene changes.
 void score(const ScoreTask& task, int threads) {
-  constexpr int64_t kChunk = 32;
+  constexpr int64_t kChunk = 16;
   parallel_for((task.candidates + kChunk - 1) / kChunk, threads, [&](int64_t chunk) {
     const int64_t end = task.candidates < (chunk + 1) * kChunk ? task.candidates : (chunk + 1) * kChunk;
     for (int64_t first = chunk * kChunk; first < end;) {
