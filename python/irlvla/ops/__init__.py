@@ -55,8 +55,9 @@ def require_horizon(poses: int, dt: float) -> None:
 
 def require_offsets(offsets: Tensor, name: str, last: int, what: str) -> None:
     """Offsets rise from 0 to the number of what they divide."""
-    if offsets.numel() == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != last or bool((offsets[1:] < offsets[:-1]).any()):
-        raise InputError(f"{name} must rise from 0 to {last} (the number of {what}), got {offsets.flatten()[:9].tolist()}")
+    o = offsets.cpu().numpy()  # a few numbers: numpy answers sooner
+    if o.size == 0 or o[0] != 0 or o[-1] != last or (o[1:] < o[:-1]).any():
+        raise InputError(f"{name} must rise from 0 to {last} (the number of {what}), got {o[:9].tolist()}")
 
 
 # --- motion -------------------------------------------------------------------------------------------------------------
