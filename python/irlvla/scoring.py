@@ -18,7 +18,6 @@ HumanFilter = Literal["fixed", "legacy", "none"]
 Traffic = Literal["log", "replay_all", "constant_velocity"]
 
 NC, DAC, DDC, TLC, EP, TTC, LK, HC, EC = range(9)
-FILTERED = (NC, DAC, DDC, TLC, TTC, LK)  # HC and EP of a human scored alone are always 1
 PROGRESS, ONCOMING, V1 = 4, 8, slice(9, 13)  # columns of ops.score's metrics
 
 
@@ -180,10 +179,10 @@ def _make_frame(scenes: Scene, traffic: Traffic) -> _Frame:
     metrics, *_ = ops.score(prepared, driven, index, source=ops.STATES, remove_touching=traffic != "replay_all", pdms=pdms)
     metrics = metrics.unflatten(0, (b, 2))
     human_values = metrics[:, 1, :9].clone()
-    human_values[:, [EP, HC]] = 1.0  # scored alone, without history
     human_values[~known] = 1.0
     if scenes.human_values is not None:
         human_values = torch.where(scenes.human_values.isnan(), human_values, scenes.human_values.double())
+    human_values[:, [EP, HC, EC]] = 1.0  # a human scored alone, without history: never filtered
     return _Frame(prepared, metrics[:, 0], human_values)
 
 
@@ -227,10 +226,7 @@ def _values(metrics: Tensor, reference: Tensor) -> Tensor:
 
 def _filtered(raw: Tensor, human: Tensor) -> Tensor:
     """A metric that the human fails (0; a human 0.5 does not count) is 1 for everybody (pdm_score.py)."""
-    values = raw.clone()
-    for column in FILTERED:
-        values[:, column] = torch.where(human[:, column] == 0.0, 1.0, raw[:, column])
-    return values
+    return torch.where(human == 0.0, 1.0, raw)
 
 
 def _pdms(metrics: Tensor, reference: Tensor, lead: tuple[int, ...]) -> Pdms:
