@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import shapely
 
+from irlvla.golden import OFFICIAL
 from irlvla.types import STEP, STEPS, Kind, Layer, Scene, StateIndex
 
 # Chrysler Pacifica, rear axle to the middle, half length, half width
@@ -230,16 +231,7 @@ def devkit_available() -> bool:
 class Devkit:
     """The official scorer on a batch of one Scene. Columns of results: nc dac ddc tlc ep ttc lk hc."""
 
-    COLUMNS = (
-        "no_at_fault_collisions",
-        "drivable_area_compliance",
-        "driving_direction_compliance",
-        "traffic_light_compliance",
-        "ego_progress",
-        "time_to_collision_within_bound",
-        "lane_keeping",
-        "history_comfort",
-    )
+    COLUMNS = OFFICIAL[:8]
 
     def __init__(self, scene: Scene) -> None:
         os.environ.setdefault("NUPLAN_MAPS_ROOT", "none")

@@ -12,7 +12,6 @@ import torch
 
 from irlvla import golden, ops
 from irlvla.ops import reference
-from irlvla.scoring import score_states
 from irlvla.types import Kind, Layer
 
 METRICS_FOLDER = "nuplan_devkit_testdata/nuplan/planning/metrics/evaluation_metrics/common/test/json"
@@ -207,7 +206,8 @@ def test_devkit_collisions(devkit, name):
     """At fault or not, and at which frame. (Off every lane here, which makes side collisions the ego's fault, as expected there.)"""
     recorded = devkit(f"no_ego_at_fault_collision/{name}_collision" + ("s" if name == "multiple" else ""))
     scene, states = devkit_scene(recorded)
-    values, _ = score_states(scene, states, remove_touching=False)
+    everyone = torch.zeros(len(states), dtype=torch.int64)
+    values, *_ = ops.score(ops.prepare(scene), states, everyone, source=ops.STATES, remove_touching=False)
     (_, compliant), (_, at_fault), *_ = recorded["expected"]["statistics"]
     assert values[0, 0].item() == float(compliant)
     boxes = torch.cat([scene.agent_state[:, :, :3], scene.agent_size[:, None].expand(-1, 51, -1)], -1)

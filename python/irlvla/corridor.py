@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from irlvla.ops.reference import LENGTH, REAR_AXLE_TO_CENTRE, WIDTH
+from irlvla.types import LENGTH, REAR_AXLE_TO_CENTRE, WIDTH
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]

@@ -42,8 +42,7 @@ from irlvla.corridor import (
     wrap,
 )
 from irlvla.errors import InputError
-from irlvla.ops.reference import PROGRESS_THRESHOLD, REAR_AXLE_TO_CENTRE
-from irlvla.types import METRICS, STEP, STEPS, Epdms, Kind, Scene, StateIndex
+from irlvla.types import METRICS, PROGRESS_THRESHOLD, REAR_AXLE_TO_CENTRE, STEP, STEPS, Epdms, Kind, Scene, StateIndex
 
 FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)  # of the speed limit
 UNKNOWN_LIMIT = 15.0  # [m/s]

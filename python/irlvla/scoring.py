@@ -12,7 +12,7 @@ from torch import Tensor
 
 from irlvla import ops
 from irlvla.errors import InputError
-from irlvla.types import METRICS, STEPS, Details, Epdms, Pdms, Plan, Scene, Trajectory
+from irlvla.types import METRICS, PROGRESS_THRESHOLD, STEPS, Details, Epdms, Pdms, Plan, Scene, Trajectory
 
 HumanFilter = Literal["fixed", "legacy", "none"]
 Traffic = Literal["log", "replay_all", "constant_velocity"]
@@ -79,17 +79,6 @@ def epdms(
         details=_details(metrics, events, masks, states, frame.reference[index], lead) if details else None,
         pdms=_pdms(metrics, frame.reference[index], lead) if pdms else None,
     )
-
-
-def score_states(
-    scene: Scene, states: Float[Tensor, "N 41 11"], *, remove_touching: bool = True
-) -> tuple[Float[Tensor, "N 8"], Float[Tensor, " N"]]:
-    """Raw sub-metrics (all but EP, which is NaN, and EC) and progress [m] of simulated states in one scene."""
-    index = torch.zeros(states.shape[0], dtype=torch.int64, device=states.device)
-    metrics, *_ = ops.score(ops.prepare(scene), states, index, source=ops.STATES, remove_touching=remove_touching)
-    values = metrics[:, :8].clone()
-    values[:, EP] = torch.nan
-    return values, metrics[:, PROGRESS]
 
 
 # --- input ----------------------------------------------------------------------------------------------------------
@@ -220,7 +209,7 @@ def _values(metrics: Tensor, reference: Tensor) -> Tensor:
     progress = metrics[:, PROGRESS]
     norm = torch.maximum(reference[:, PROGRESS] * _multiplied(reference), progress * _multiplied(metrics))
     values = torch.cat([metrics[:, :8], torch.full_like(metrics[:, :1], torch.nan)], 1)
-    values[:, EP] = torch.where(norm > 5.0, (progress / norm).clamp(0.0, 1.0), 1.0)
+    values[:, EP] = torch.where(norm > PROGRESS_THRESHOLD, (progress / norm).clamp(0.0, 1.0), 1.0)
     return values
 
 
@@ -235,7 +224,7 @@ def _pdms(metrics: Tensor, reference: Tensor, lead: tuple[int, ...]) -> Pdms:
     allowed = nc * metrics[:, DAC]
     progress, best = metrics[:, PROGRESS] * allowed, reference[:, PROGRESS] * reference[:, 9] * reference[:, DAC]
     norm = torch.maximum(progress, best)
-    ep = torch.where(norm > 5.0, progress / norm, (allowed != 0.0).double())
+    ep = torch.where(norm > PROGRESS_THRESHOLD, progress / norm, (allowed != 0.0).double())
     return Pdms(torch.stack([nc, metrics[:, DAC], ep, ttc, comfort, ddc], 1).reshape(*lead, 6))
 
 

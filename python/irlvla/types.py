@@ -38,6 +38,14 @@ STEPS = 41  #: simulated states: 0 ... 4 s at 0.1 s
 STEP = 0.1  #: seconds between simulated states
 HORIZON = 4.0  #: seconds
 
+# The ego: Chrysler Pacifica (nuPlan get_pacifica_parameters) [m]. Sums are written as there: they decide the last bit.
+WIDTH = 1.1485 * 2.0
+LENGTH = 4.049 + 1.127
+REAR_AXLE_TO_CENTRE = LENGTH / 2.0 - 1.127
+WHEEL_BASE = 3.089
+
+PROGRESS_THRESHOLD = 5.0  #: metres; where neither the plan nor PDM-Closed makes more, EP is 1
+
 METRICS = ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc", "ec")  #: order of the last axis of `Epdms.values`
 
 

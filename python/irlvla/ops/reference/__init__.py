@@ -26,7 +26,6 @@ from irlvla.ops.reference.metrics import (
     OFF_CENTRE_STEPS,
     OFF_ROUTE_LIMITS,
     OFF_ROUTE_WINDOW,
-    PROGRESS_THRESHOLD,
     PROJECTED_SPEED,
     STANDING_SPEED,
     TTC_OFFSETS,
@@ -62,17 +61,13 @@ from irlvla.ops.reference.motion import (
     JERK_PENALTY,
     LATERAL_EFFORT,
     LATERAL_WEIGHTS,
-    LENGTH,
     LONGITUDINAL_EFFORT,
     LONGITUDINAL_WEIGHT,
     LOOKAHEAD,
     MAX_STEERING,
-    REAR_AXLE_TO_CENTRE,
     STEERING_LAG,
     STOPPING_GAIN,
     STOPPING_SPEED,
-    WHEEL_BASE,
-    WIDTH,
     advance,
     control,
     curvature_profile,
@@ -151,6 +146,7 @@ from irlvla.ops.reference.smoothness import (
     smooth,
     within_bounds,
 )
+from irlvla.types import LENGTH, PROGRESS_THRESHOLD, REAR_AXLE_TO_CENTRE, WHEEL_BASE, WIDTH
 
 __all__ = [
     "ACCELERATION_LAG",

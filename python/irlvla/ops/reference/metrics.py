@@ -22,7 +22,7 @@ from irlvla.ops.reference.shapes import (
     quads_touch,
     segments_touch_quads,
 )
-from irlvla.types import STEP, STEPS, Kind, Layer, Scene, StateIndex
+from irlvla.types import PROGRESS_THRESHOLD, STEP, STEPS, Kind, Layer, Scene, StateIndex
 
 # Scorer (navsim pdm_scorer.py PDMScorerConfig)
 STANDING_SPEED = 0.05  # m/s: an ego or a track up to this speed stands (NC)
@@ -31,7 +31,6 @@ TTC_OFFSETS = (0, 3, 6, 9)  # steps: np.arange(0, 10, 3), so the "1 s" horizon e
 AHEAD, BEHIND = math.radians(30.0), math.radians(150.0)
 OFF_ROUTE_WINDOW, OFF_ROUTE_LIMITS = 10, (2.0, 6.0)  # steps; metres for half and for no points (DDC)
 OFF_CENTRE_LIMIT, OFF_CENTRE_STEPS = 0.5, 20  # metres; steps in a row that fail (LK)
-PROGRESS_THRESHOLD = 5.0  # metres: below it progress is not compared (EP)
 
 LANE_LAYERS = (Layer.LANE, Layer.LANE_CONNECTOR)
 DRIVABLE_LAYERS = (Layer.ROADBLOCK, Layer.INTERSECTION, Layer.DRIVABLE_AREA, Layer.CARPARK)

@@ -9,13 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from irlvla.errors import InputError
-from irlvla.types import HORIZON, STEP, STEPS, StateIndex
-
-# Chrysler Pacifica (nuplan vehicle_parameters.py get_pacifica_parameters). Sums are written as there: they decide the last bit.
-WIDTH = 1.1485 * 2.0
-LENGTH = 4.049 + 1.127
-REAR_AXLE_TO_CENTRE = LENGTH / 2.0 - 1.127
-WHEEL_BASE = 3.089
+from irlvla.types import HORIZON, REAR_AXLE_TO_CENTRE, STEP, STEPS, WHEEL_BASE, StateIndex
 
 # Tracker (navsim batch_lqr.py, __init__)
 LOOKAHEAD = 10  # steps

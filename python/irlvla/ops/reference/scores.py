@@ -13,7 +13,6 @@ from torch import Tensor
 from irlvla.errors import InputError
 from irlvla.ops.reference.metrics import (
     OFF_CENTRE_STEPS,
-    PROGRESS_THRESHOLD,
     TTC_OFFSETS,
     agents_of,
     areas_of,
@@ -29,7 +28,7 @@ from irlvla.ops.reference.metrics import (
 )
 from irlvla.ops.reference.motion import interpolate_reference, simulate, track
 from irlvla.ops.reference.smoothness import comfort_v1, extended_comfort, frame_shift, history_comfort
-from irlvla.types import METRICS, STEPS, Details, Epdms, Pdms, Scene
+from irlvla.types import METRICS, PROGRESS_THRESHOLD, STEPS, Details, Epdms, Pdms, Scene
 
 
 def measure(scene: Scene, states: Float[Tensor, "N 41 11"], *, remove_touching: bool) -> tuple[Float[Tensor, "N 9"], Details]:

@@ -13,8 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from irlvla.errors import InputError
-from irlvla.ops.reference.motion import LENGTH, REAR_AXLE_TO_CENTRE, WIDTH
-from irlvla.types import StateIndex
+from irlvla.types import LENGTH, REAR_AXLE_TO_CENTRE, WIDTH, StateIndex
 
 # --- boxes ----------------------------------------------------------------------------------------------------------
 

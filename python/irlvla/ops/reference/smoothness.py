@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from irlvla.ops.reference.motion import REAR_AXLE_TO_CENTRE, interpolate_linearly, resample, through_centre
-from irlvla.types import STEP, Scene, StateIndex
+from irlvla.ops.reference.motion import interpolate_linearly, resample, through_centre
+from irlvla.types import REAR_AXLE_TO_CENTRE, STEP, Scene, StateIndex
 
 # Comfort (navsim pdm_comfort_metrics.py): lon acc, lat acc, jerk, lon jerk, yaw acc, yaw rate
 COMFORT_BOUNDS = ((-4.05, 2.40), (-4.89, 4.89), (-8.37, 8.37), (-4.13, 4.13), (-1.93, 1.93), (-0.95, 0.95))
