@@ -10,30 +10,82 @@ if TYPE_CHECKING:
     from irlvla import ops as ops
     from irlvla.aggregation import one_stage as one_stage
     from irlvla.aggregation import two_stage as two_stage
+    from irlvla.components import Algorithm as Algorithm
+    from irlvla.components import Backbone as Backbone
+    from irlvla.components import Config as Config
+    from irlvla.components import Dataset as Dataset
+    from irlvla.components import Metric as Metric
+    from irlvla.components import Planner as Planner
+    from irlvla.components import Policy as Policy
+    from irlvla.components import Reasoner as Reasoner
+    from irlvla.components import RewardModel as RewardModel
+    from irlvla.components import Spec as Spec
+    from irlvla.components import pluggable as pluggable
     from irlvla.errors import BuildError as BuildError
+    from irlvla.errors import ConfigError as ConfigError
+    from irlvla.errors import ContractError as ContractError
     from irlvla.errors import FileError as FileError
     from irlvla.errors import InputError as InputError
     from irlvla.errors import IrlvlaError as IrlvlaError
+    from irlvla.errors import PluginError as PluginError
+    from irlvla.hooks import hookimpl as hookimpl
     from irlvla.pdm import pdm_closed as pdm_closed
+    from irlvla.registry import build as build
     from irlvla.scoring import epdms as epdms
     from irlvla.types import METRICS as METRICS
     from irlvla.types import Batch as Batch
+    from irlvla.types import Command as Command
     from irlvla.types import Details as Details
     from irlvla.types import Epdms as Epdms
+    from irlvla.types import Features as Features
     from irlvla.types import Kind as Kind
     from irlvla.types import Layer as Layer
+    from irlvla.types import Observation as Observation
     from irlvla.types import Pdms as Pdms
     from irlvla.types import Plan as Plan
+    from irlvla.types import Rollout as Rollout
     from irlvla.types import Scene as Scene
     from irlvla.types import StateIndex as StateIndex
     from irlvla.types import Trajectory as Trajectory
 
+
 _NAMES = {
     "aggregation": ("one_stage", "two_stage"),
-    "errors": ("BuildError", "FileError", "InputError", "IrlvlaError"),
+    "components": (
+        "Algorithm",
+        "Backbone",
+        "Config",
+        "Dataset",
+        "Metric",
+        "Planner",
+        "Policy",
+        "Reasoner",
+        "RewardModel",
+        "Spec",
+        "pluggable",
+    ),
+    "errors": ("BuildError", "ConfigError", "ContractError", "FileError", "InputError", "IrlvlaError", "PluginError"),
+    "hooks": ("hookimpl",),
     "pdm": ("pdm_closed",),
+    "registry": ("build",),
     "scoring": ("epdms",),
-    "types": ("METRICS", "Batch", "Details", "Epdms", "Kind", "Layer", "Pdms", "Plan", "Scene", "StateIndex", "Trajectory"),
+    "types": (
+        "METRICS",
+        "Batch",
+        "Command",
+        "Details",
+        "Epdms",
+        "Features",
+        "Kind",
+        "Layer",
+        "Observation",
+        "Pdms",
+        "Plan",
+        "Rollout",
+        "Scene",
+        "StateIndex",
+        "Trajectory",
+    ),
 }
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 __version__ = "0.1.0"

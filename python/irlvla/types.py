@@ -17,7 +17,6 @@ import functools
 import itertools
 import json
 import os
-import secrets
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from irlvla.errors import FileError, InputError
+from irlvla.files import write_whole
 
 STEPS = 41  #: simulated states: 0 ... 4 s at 0.1 s
 STEP = 0.1  #: seconds between simulated states
@@ -72,6 +72,15 @@ class Kind(IntEnum):
     GENERIC = 6
 
 
+class Command(IntEnum):
+    """Driving commands, in NAVSIM's one-hot order."""
+
+    LEFT = 0
+    STRAIGHT = 1
+    RIGHT = 2
+    UNKNOWN = 3
+
+
 class StateIndex(IntEnum):
     """Columns of a vehicle state (rear axle; velocity and acceleration in the body frame)."""
 
@@ -100,7 +109,7 @@ def rows_of(group: str) -> Any:
 
 @dataclass(frozen=True)
 class Batch:
-    """A frozen dataclass of tensors, tuples of strings and other batches that share a leading axis.
+    """A frozen dataclass of tensors, tuples of strings, dictionaries of tensors and other batches that share a leading axis.
 
     Ragged data is packed, never padded: a field made with `rows_of("agent")` holds the rows of all scenes one after
     the other, and the field made with `offsets_of("agent")` says which belong to whom. Optional fields may be None;
@@ -122,7 +131,7 @@ class Batch:
         """Names and values of what has a leading axis."""
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, Tensor | tuple | Batch):
+            if isinstance(value, Tensor | tuple | Batch) or (isinstance(value, dict) and value):
                 yield f.name, value
 
     def __len__(self) -> int:
@@ -131,7 +140,7 @@ class Batch:
             if "rows" not in metadata:
                 if isinstance(value, Tensor) and value.ndim == 0:
                     raise InputError(f"this {type(self).__name__} is a single item: it has no leading axis left")
-                return len(value) - ("offsets" in metadata)
+                return len(next(iter(value.values())) if isinstance(value, dict) else value) - ("offsets" in metadata)
         raise InputError(f"{type(self).__name__} holds no data")
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -139,8 +148,10 @@ class Batch:
         for name, value in self._fields():
             if isinstance(value, Tensor):
                 yield name, value
-            elif isinstance(value, Batch):
-                yield from ((f"{name}.{inner}", tensor) for inner, tensor in value.tensors())
+            elif not isinstance(value, tuple):
+                yield from (
+                    (f"{name}.{inner}", tensor) for inner, tensor in (value if isinstance(value, dict) else dict(value.tensors())).items()
+                )
 
     @property
     def device(self) -> torch.device:
@@ -149,8 +160,7 @@ class Batch:
         raise InputError(f"{type(self).__name__} holds no data")
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        values = {name: value for name, value in self._fields() if not isinstance(value, tuple)}
-        return dataclasses.replace(self, **{k: v._map(change) if isinstance(v, Batch) else change(v) for k, v in values.items()})
+        return dataclasses.replace(self, **{name: _change(value, change) for name, value in self._fields() if not isinstance(value, tuple)})
 
     def to(
         self, device: str | int | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None, non_blocking: bool = False
@@ -203,22 +213,10 @@ class Batch:
     # -- files -------------------------------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file, whole or not at all. Strings and numbers go to its metadata as JSON, with a checksum."""
-        path = Path(path)
         tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in self.tensors()}
         fields = json.dumps(self._plain())
         metadata = {"irlvla": type(self).__name__, "fields": fields, "checksum": _checksum(fields, tensors)}
-        temporary = path.parent / f".irlvla-{secrets.token_hex(8)}.tmp"
-        try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb") as stream:
-                stream.write(safetensors.torch.save(tensors, metadata))
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+        return write_whole(path, safetensors.torch.save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Self:
@@ -249,7 +247,8 @@ class Batch:
     def _plain(self) -> dict[str, Any]:
         """Everything but the tensors, nested batches as dictionaries: what JSON can hold."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {k: v._plain() if isinstance(v, Batch) else v for k, v in values.items() if not isinstance(v, Tensor)}
+        plain = {k: v._plain() if isinstance(v, Batch) else v for k, v in values.items() if not isinstance(v, Tensor)}
+        return {k: {} if isinstance(v, dict) and not isinstance(values[k], Batch) else v for k, v in plain.items()}
 
     @classmethod
     def _build(cls, values: Mapping[str, Any]) -> Self:
@@ -260,8 +259,8 @@ class Batch:
         built = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         for name in [name for name, value in values.items() if isinstance(value, dict)]:
             hint = get_type_hints(cls)[name]
-            kind = next(kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and issubclass(kind, Batch))
-            built[name] = kind._build(values[name])
+            kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and issubclass(kind, Batch)]
+            built[name] = kinds[0]._build(values[name]) if kinds else values[name]
         return cls(**built)
 
 
@@ -288,8 +287,16 @@ def _rows(index: Any, count: int) -> int | Tensor:
     return int(rows) if rows.ndim == 0 else rows
 
 
+def _change(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, dict):
+        return {name: change(tensor) for name, tensor in value.items()}
+    return value._map(change) if isinstance(value, Batch) else change(value)
+
+
 def _take(name: str, value: Any, index: int | slice | Tensor) -> Any:
     """Rows of a field."""
+    if isinstance(value, dict):
+        return {inner: _take(f"{name}.{inner}", tensor, index) for inner, tensor in value.items()}
     if isinstance(value, Tensor):
         if value.ndim == 0:
             raise InputError(f"'{name}' is a single value: it has no leading axis left to index")
@@ -309,6 +316,10 @@ def _join(owner: str, field: dataclasses.Field[Any], values: Sequence[Any]) -> A
         return type(first).cat(values)
     if isinstance(first, tuple):
         return tuple(itertools.chain.from_iterable(values))
+    if isinstance(first, dict):
+        if any(value.keys() != first.keys() for value in values):
+            raise InputError(f"{label} has other keys in other items: {', '.join(sorted({str(sorted(value)) for value in values}))}")
+        return {key: _cat(f"{label[:-1]}.{key}'", [value[key] for value in values]) for key in first}
     if not isinstance(first, Tensor):
         if any(value != first for value in values):
             raise InputError(f"{label} differs between the items ({', '.join(sorted({repr(v) for v in values}))}); it must be the same")
@@ -316,6 +327,10 @@ def _join(owner: str, field: dataclasses.Field[Any], values: Sequence[Any]) -> A
     if "offsets" in field.metadata:
         starts = list(itertools.accumulate((int(value[-1]) for value in values), initial=0))
         return torch.cat([first[:1], *(value[1:] + start for value, start in zip(values, starts, strict=False))])
+    return _cat(label, values)
+
+
+def _cat(label: str, values: Sequence[Tensor]) -> Tensor:
     try:
         return torch.cat(list(values))
     except RuntimeError as error:
@@ -375,6 +390,47 @@ class Scene(Batch):
 
 
 @dataclass(frozen=True)
+class Observation(Batch):
+    """What a policy may see in B scenes: sensors, its own state, and where it is told to go."""
+
+    token: tuple[str, ...]  # B names, as in Scene
+    ego: Float[Tensor, "B H 8"]  # x y heading vx vy ax ay steering, ego frame, oldest first, the last at t = 0
+    command: Int[Tensor, " B"]  # Command
+    images: Tensor | None = None  # "B C 3 H W" uint8, or floats in [0, 1]
+    intrinsics: Float[Tensor, "B C 3 3"] | None = None  # pinhole, pixels of `images`: x right, y down, z forward
+    camera_to_ego: Float[Tensor, "B C 4 4"] | None = None
+    prompt: tuple[str, ...] | None = None  # B texts
+    scene: Scene | None = None  # privileged: for planners and backbones that are given the truth; None where sensors must do
+
+
+@dataclass(frozen=True)
+class Features(Batch):
+    """Tokens of width D, by name, that backbone and reasoner make of an observation. None = not made.
+
+    Of ragged tokens, `_valid` says which exist; None = all.
+    """
+
+    observation: Observation
+    bev: Float[Tensor, "B D X Y"] | None = None  # bird's-eye-view grid: X along ego x (forward), Y along ego y (left)
+    agents: Float[Tensor, "B N D"] | None = None
+    agents_valid: Bool[Tensor, "B N"] | None = None
+    map: Float[Tensor, "B M D"] | None = None
+    map_valid: Bool[Tensor, "B M"] | None = None
+    status: Float[Tensor, "B D"] | None = None
+    language: Float[Tensor, "B L D"] | None = None
+    language_valid: Bool[Tensor, "B L"] | None = None
+    predictions: dict[str, Tensor] = field(default_factory=dict)  # what only the loss of their maker reads
+
+    def merged(self, other: Features) -> Features:
+        """The features of both; of one observation. Raises `InputError` if both made the same tokens."""
+        mine, theirs = ({name: value for name, value in features._fields() if name != "observation"} for features in (self, other))
+        twice = (mine.keys() & theirs.keys()) - {"predictions"} | (self.predictions.keys() & other.predictions.keys())
+        if twice:
+            raise InputError(f"both the backbone and the reasoner make {', '.join(sorted(twice))}; one of them must not")
+        return dataclasses.replace(self, **{**theirs, "predictions": self.predictions | other.predictions})
+
+
+@dataclass(frozen=True)
 class Trajectory(Batch):
     """Poses (x, y, heading) in the ego frame, every `dt` seconds from `dt` on."""
 
@@ -388,8 +444,14 @@ class Plan(Batch):
 
     poses: Float[Tensor, "B K T 3"]
     dt: float = 0.5
-    trace: Float[Tensor, "B K D T 3"] | None = None  # the denoising chain, noise first, plan last
-    score: Float[Tensor, "B K"] | None = None  # the planner's own preference
+    trace: Tensor | None = None  # "B K D+1 ...": the chain of D sampling steps, noise first, in the planner's own terms
+    score: Float[Tensor, "B K"] | None = None  # the planner's own preference: the highest is driven, without one the first
+
+    def best(self) -> Trajectory:
+        """The proposal that would be driven."""
+        if self.score is None:
+            return Trajectory(self.poses[:, 0], self.dt)
+        return Trajectory(self.poses[torch.arange(len(self.poses), device=self.poses.device), self.score.argmax(dim=1)], self.dt)
 
 
 @dataclass(frozen=True)
@@ -456,3 +518,15 @@ class Epdms(Batch):
         base = 5.0 * ep + 5.0 * ttc + 2.0 * lk + 2.0 * hc
         weighted = torch.where(ec.isnan(), base / 14.0, (base + 2.0 * ec) / 16.0)
         return nc * dac * ddc * tlc * weighted
+
+
+@dataclass(frozen=True)
+class Rollout(Batch):
+    """What an RL algorithm learns from: K sampled plans in each of B scenes and how they were rewarded."""
+
+    observation: Observation
+    human: Float[Tensor, "B T 3"]  # the human's drive, ego frame: for the imitation anchor
+    plan: Plan
+    log_prob: Float[Tensor, "B K D"]  # of each sampling step, under the policy that sampled
+    reward: Float[Tensor, "B K"]
+    values: Float[Tensor, "B K 9"]  # sub-metrics in METRICS order; NaN = not measured
