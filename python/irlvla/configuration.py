@@ -22,7 +22,7 @@ from pydantic_core import PydanticUndefined
 
 from irlvla.components import Config
 from irlvla.errors import ConfigError, FileError, did_you_mean
-from irlvla.registry import Registry, kind_of, registry
+from irlvla.registry import Registry, installed, kind_of
 
 C = TypeVar("C", bound=Config)
 
@@ -35,7 +35,7 @@ def read(schema: type[C], recipe: str | os.PathLike[str] | Mapping[str, Any] | N
         ConfigError: a wrong name, field, type or value: what was given, what is accepted, the nearest name.
         PluginError: a component that is not there, or whose plugin cannot be used.
     """
-    return registry().validate(schema, merge(schema, recipe, overrides))  # type: ignore[return-value]
+    return installed().validate(schema, merge(schema, recipe, overrides))  # type: ignore[return-value]
 
 
 def merge(schema: type[Config], recipe: str | os.PathLike[str] | Mapping[str, Any] | None, overrides: Iterable[str]) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def describe(schema: type[Config], settings: Mapping[str, Any]) -> str:
 
     The settings are shown as they would be used; a field that still needs a value is shown as `???`.
     """
-    return "\n".join(_describe(registry(), schema, settings, "")) + "\n"
+    return "\n".join(_describe(installed(), schema, settings, "")) + "\n"
 
 
 def _describe(known: Registry, schema: type[Config], settings: Mapping[str, Any], indent: str) -> Iterator[str]:

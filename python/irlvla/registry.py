@@ -85,7 +85,7 @@ class Entry:
 
 @dataclass
 class Registry:
-    """The plugins that were found and the components that they provide. Get the one of this process from `registry()`."""
+    """The plugins that were found and the components that they provide. Get the one of this process from `installed()`."""
 
     plugins: list[Plugin] = field(default_factory=list)
     manager: pluggy.PluginManager = field(default_factory=lambda: _manager())
@@ -254,7 +254,7 @@ def kind_of(info: pydantic.fields.FieldInfo) -> str | None:
 
 
 @functools.cache
-def registry() -> Registry:
+def installed() -> Registry:
     """The plugins of this process; found on the first call. Raises `PluginError` if a variable names one that is not there."""
     found, points = Registry(), list(_entry_points())
     known = {name for plugin, point, _ in points for name in _aliases(plugin, point)}
@@ -268,7 +268,7 @@ def registry() -> Registry:
 
 def build(kind: str, spec: Any, **runtime: Any) -> Any:
     """Build a component: `irlvla.build("planner", {"name": "acme_spline", "knots": 4}, width=64)`. See `Registry.build`."""
-    return registry().build(kind, spec, **runtime)
+    return installed().build(kind, spec, **runtime)
 
 
 def _manager() -> pluggy.PluginManager:
