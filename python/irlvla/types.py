@@ -122,10 +122,17 @@ class Batch:
 
     # -- shape -------------------------------------------------------------------------------------------------------
     @classmethod
+    @functools.cache
     def _groups(cls) -> dict[str, tuple[str, str]]:
         """Ragged groups in dependency order: name -> (parent, name of the offsets field)."""
         found = [(f.metadata["offsets"], f.metadata["parent"], f.name) for f in dataclasses.fields(cls) if "offsets" in f.metadata]
         return {rows: (parent, name) for rows, parent, name in found}
+
+    @classmethod
+    @functools.cache
+    def _row_groups(cls) -> tuple[tuple[str, str], ...]:
+        """Names of the fields other than offsets, and over the rows of which group each runs."""
+        return tuple((f.name, f.metadata.get("rows", "scene")) for f in dataclasses.fields(cls) if "offsets" not in f.metadata)
 
     def _fields(self) -> Iterator[tuple[str, Any]]:
         """Names and values of what has a leading axis."""
@@ -178,6 +185,8 @@ class Batch:
     # -- selection ---------------------------------------------------------------------------------------------------
     def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor) -> Self:
         """Select along the leading axis. An int drops the axis of dense types; of ragged types it keeps a batch of one."""
+        if self._groups() and (span := _span(index, len(self))):
+            return self._spanned(*span)
         rows = _rows(index, len(self))
         if not self._groups():
             view = index if isinstance(index, slice) and (index.step or 1) > 0 else rows
@@ -194,6 +203,25 @@ class Batch:
             if name not in picked:
                 picked[name] = _take(name, value, indices[type(self).__dataclass_fields__[name].metadata.get("rows", "scene")])
         return dataclasses.replace(self, **picked)
+
+    def _spanned(self, first: int, last: int) -> Self:
+        """Neighbouring items of a ragged type, as views: what iterating over many scenes spends its time on."""
+        spans, values = {"scene": (first, last)}, dict(self.__getstate__())
+        for group, (parent, name) in self._groups().items():
+            start, end = spans[parent]
+            offsets = values[name][start : end + 1]
+            spans[group] = int(offsets[0]), int(offsets[-1])
+            values[name] = offsets - offsets[0]
+        for name, group in self._row_groups():
+            start, end = spans[group]
+            value = values[name]
+            if isinstance(value, Tensor | tuple | Batch):
+                values[name] = value[start:end]
+            elif isinstance(value, dict):
+                values[name] = {key: tensor[start:end] for key, tensor in value.items()}
+        item = object.__new__(type(self))
+        item.__dict__.update(values)
+        return item
 
     @classmethod
     def cat(cls, items: Iterable[Self]) -> Self:
@@ -219,13 +247,17 @@ class Batch:
         return write_whole(path, safetensors.torch.save(tensors, metadata))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Self:
-        """Read a file written by `save`. Raises `FileError` for anything else: truncated, corrupt, of another type."""
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu", *, mapped: bool = False) -> Self:
+        """Read a file written by `save`. Raises `FileError` for anything else: truncated, corrupt, of another type.
+
+        With `mapped`, tensors are views of the file: it is read where and when they are, and its checksum is not looked at.
+        """
         try:
             with safetensors.safe_open(os.fspath(path), framework="pt") as stream:
                 metadata = stream.metadata() or {}
-                # Copies: the tensors would otherwise be a map of a file that another process may shorten.
-                tensors = {name: stream.get_tensor(name).clone() for name in stream.keys()}  # noqa: SIM118
+                # Copies, unless asked otherwise: a map is of a file that another process may shorten.
+                tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+                tensors = tensors if mapped else {name: tensor.clone() for name, tensor in tensors.items()}
         except FileNotFoundError as error:
             raise FileError(f"{path} does not exist") from error
         except Exception as error:
@@ -233,7 +265,7 @@ class Batch:
         if metadata.get("irlvla") != cls.__name__:
             raise FileError(f"{path} holds {metadata.get('irlvla', 'something else')!r}, not {cls.__name__!r}")
         fields = metadata.get("fields", "")
-        if metadata.get("checksum") != _checksum(fields, tensors):
+        if not mapped and metadata.get("checksum") != _checksum(fields, tensors):
             raise FileError(f"{path} is corrupt: its content does not match its checksum; write it again with {cls.__name__}.save")
         try:
             values: dict[str, Any] = json.loads(fields)
@@ -285,6 +317,16 @@ def _rows(index: Any, count: int) -> int | Tensor:
         raise IndexError(f"index {index} is out of range for {count} rows")
     rows = torch.where(rows < 0, rows + count, rows)
     return int(rows) if rows.ndim == 0 else rows
+
+
+def _span(index: Any, count: int) -> tuple[int, int] | None:
+    """The range of items that an int or a slice selects; None if they are not neighbours in order, or it is something else."""
+    if isinstance(index, slice):
+        first, last, step = index.indices(count)
+        return (first, max(first, last)) if step == 1 else None
+    if isinstance(index, int) and not isinstance(index, bool) and -count <= index < count:
+        return index % count, index % count + 1
+    return None
 
 
 def _change(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
