@@ -15,75 +15,20 @@ import itertools
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Float, Int, UInt8
-from torch import Tensor
-
 from irlvla import __version__
-from irlvla.errors import FileError, InputError
+from irlvla.errors import FileError
 from irlvla.files import write_whole
 from irlvla.pdm import pdm_closed
-from irlvla.types import Batch, Scene, offsets_of, rows_of
+from irlvla.records import Record
+from irlvla.types import Scene
 
 FORMAT = 1
 INDEX = "index.json"
 OPEN_SHARDS = 32  # mapped at a time by one process
-
-
-@dataclass(frozen=True)
-class Record(Batch):
-    """B scenes as files hold them: the truth, and the cameras' images by path or as JPEG bytes."""
-
-    scene: Scene
-    cameras: str  # names of the C cameras, joined by commas; "" = no cameras
-    intrinsics: Float[Tensor, "B C 3 3"] | None  # of the image as stored [pixels]
-    distortion: Float[Tensor, "B C 5"] | None  # k1 k2 p1 p2 k3, as OpenCV has them; None = pinhole
-    camera_to_ego: Float[Tensor, "B C 4 4"] | None
-    image_offsets: Int[Tensor, " B+1"] = offsets_of("image")  # C images per scene, or none where cameras is ""
-    image_path: tuple[str, ...] = rows_of("image")  # relative to the root of the images; "" = embedded
-    jpeg_offsets: Int[Tensor, " I+1"] = offsets_of("byte", "image")
-    jpeg: UInt8[Tensor, " N"] = rows_of("byte")  # no bytes where an image has a path
-
-
-def record(
-    scene: Scene,
-    cameras: Iterable[str] = (),
-    images: Iterable[str | bytes] = (),
-    intrinsics: Any = None,
-    camera_to_ego: Any = None,
-    distortion: Any = None,
-) -> Record:
-    """A record of one scene; each image is a path relative to the images' root, or the bytes of a JPEG file.
-
-    Raises:
-        InputError: the numbers of cameras, images and calibrations differ.
-    """
-    names, images = list(cameras), list(images)
-    arrays = {"intrinsics": (intrinsics, (3, 3)), "camera_to_ego": (camera_to_ego, (4, 4)), "distortion": (distortion, (5,))}
-    tensors: dict[str, Tensor | None] = {}
-    for name, (value, shape) in arrays.items():
-        tensors[name] = None if value is None else torch.as_tensor(np.asarray(value, dtype=np.float64))[None]
-        if value is not None and tuple(tensors[name].shape) != (1, len(names), *shape):  # type: ignore[union-attr]
-            raise InputError(f"{name} of {len(names)} cameras must have shape {(len(names), *shape)}, got {np.shape(value)}")
-    if len(images) not in (0, len(names)):
-        raise InputError(f"{len(names)} cameras ({', '.join(names)}) need as many images, got {len(images)}")
-    jpegs = [image if isinstance(image, bytes) else b"" for image in images]
-    return Record(
-        scene=scene,
-        cameras=",".join(names),
-        image_offsets=torch.tensor([0, len(images)]),
-        image_path=tuple(image if isinstance(image, str) else "" for image in images),
-        jpeg_offsets=torch.tensor(list(itertools.accumulate(map(len, jpegs), initial=0))),
-        jpeg=torch.frombuffer(bytearray(b"".join(jpegs)), dtype=torch.uint8) if any(jpegs) else torch.empty(0, dtype=torch.uint8),
-        **tensors,
-    )
-
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
@@ -97,6 +42,11 @@ class Shards:
         self.index = read_index(self.folder)
         self._ends = list(itertools.accumulate(shard["scenes"] for shard in self.index["shards"]))
         self._open: OrderedDict[int, Record] = OrderedDict()
+
+    @property
+    def image_root(self) -> Path:
+        """The folder that image paths are relative to."""
+        return Path(self.index["source"].get("image_root") or self.folder)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
