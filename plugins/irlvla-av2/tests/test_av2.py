@@ -53,19 +53,21 @@ def test_replay_scores_full_marks(scenes: Scene) -> None:
     assert result.tlc.eq(1.0).all()
 
 
-def test_sideways_leaves_the_lane(scenes: Scene) -> None:
-    """4 m to a side: into what stands there, off the road, or into another lane. In an intersection there are no lanes to keep."""
+@pytest.mark.parametrize("side", [4.0, -4.0])
+def test_sideways_leaves_the_lane(scenes: Scene, side: float) -> None:
+    """4 m to a side: into what stands there, off the road, off the route, or off the middle of the lane, and the details say which.
+
+    Not everywhere: in an intersection there are no lanes to keep, and at walking pace a car does not get there in 4 s.
+    """
     driving = scenes[(scenes.human[:, -1, 0] > 8.0).nonzero().squeeze(1)]
-    assert len(driving) >= 10
-    for side in (4.0, -4.0):
-        result = irlvla.epdms(driving, moved(driving.human, side), human_filter="none", details=True)
-        why = result.details
-        assert ((result.nc < 1) == (why.collision_step >= 0)).all()
-        assert ((result.dac < 1) == why.off_road.any(-1)).all()
-        wrong = (result.nc < 1) | (result.dac < 1) | (result.ddc < 1) | (result.lk < 1)
-        on_lanes = why.in_intersection.sum(-1) < 41 - 30  # 1 s to move there, 2 s to be found out
-        assert on_lanes.sum() >= 3
-        assert wrong[on_lanes].all()
+    result = irlvla.epdms(driving, moved(driving.human, side), human_filter="none", details=True)
+    why = result.details
+    assert ((result.nc < 1) == (why.collision_step >= 0)).all()
+    assert ((result.dac < 1) == why.off_road.any(-1)).all()
+    assert ((result.ddc < 1) == (why.oncoming_metres >= 2.0)).all()
+    assert ((result.lk < 1) == (why.off_centre_steps >= 20)).all()
+    wrong = (result.nc < 1) | (result.dac < 1) | (result.ddc < 1) | (result.lk < 1)
+    assert wrong.sum() >= 5
 
 
 def test_through_the_leader(scenes: Scene) -> None:
