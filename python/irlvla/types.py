@@ -263,11 +263,14 @@ class Batch:
 
     # -- files -------------------------------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one safetensors file, whole or not at all. Strings and numbers go to its metadata as JSON, with a checksum."""
+        """Write one safetensors file, whole or not at all; the same batch gives the same bytes.
+
+        Strings and numbers go to its metadata, in one entry (several would be in random order): type, checksum, JSON.
+        """
         tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in self.tensors()}
         fields = json.dumps(self._plain())
-        metadata = {"irlvla": type(self).__name__, "fields": fields, "checksum": _checksum(fields, tensors)}
-        return write_whole(path, safetensors.torch.save(tensors, metadata))
+        metadata = f"{type(self).__name__} {_checksum(fields, tensors)} {fields}"
+        return write_whole(path, safetensors.torch.save(tensors, {"irlvla": metadata}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu", *, mapped: bool = False) -> Self:
@@ -277,7 +280,7 @@ class Batch:
         """
         try:
             with safetensors.safe_open(os.fspath(path), framework="pt") as stream:
-                metadata = stream.metadata() or {}
+                kind, _, rest = (stream.metadata() or {}).get("irlvla", "").partition(" ")
                 # Copies, unless asked otherwise: a map is of a file that another process may shorten.
                 tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
                 tensors = tensors if mapped else {name: tensor.clone() for name, tensor in tensors.items()}
@@ -285,10 +288,10 @@ class Batch:
             raise FileError(f"{path} does not exist") from error
         except Exception as error:
             raise FileError(f"{path} is not a whole {cls.__name__} file ({error}); write it again with {cls.__name__}.save") from error
-        if metadata.get("irlvla") != cls.__name__:
-            raise FileError(f"{path} holds {metadata.get('irlvla', 'something else')!r}, not {cls.__name__!r}")
-        fields = metadata.get("fields", "")
-        if not mapped and metadata.get("checksum") != _checksum(fields, tensors):
+        if kind != cls.__name__:
+            raise FileError(f"{path} holds {kind or 'something else'!r}, not {cls.__name__!r}")
+        checksum, _, fields = rest.partition(" ")
+        if not mapped and checksum != _checksum(fields, tensors):
             raise FileError(f"{path} is corrupt: its content does not match its checksum; write it again with {cls.__name__}.save")
         try:
             return cls._build(json.loads(fields), tensors).to(device)
