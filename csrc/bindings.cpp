@@ -11,6 +11,7 @@
 
 #include "epdms.h"
 #include "parallel.h"
+#include "render.h"
 
 namespace py = pybind11;
 using namespace irlvla;
@@ -189,6 +190,12 @@ PYBIND11_MODULE(_C, m) {
     run(task, {threads, stream}, kernels().time_to_collision, IRLVLA_GPU(time_to_collision));
   });
 
+  m.def("paint", [](int64_t images, int height, int width, Address pixels, Address image_offsets, Address colours, Address shape_offsets,
+                    Address ring_offsets, Address points, int threads) {
+    const PaintTask task{images, height, width, at<uint8_t>(pixels), at<const int64_t>(image_offsets), at<const float>(colours),
+                         at<const int64_t>(shape_offsets), at<const int64_t>(ring_offsets), at<const double>(points)};
+    without_gil([&] { paint(task, threads); });
+  });
   m.def("first_bad_row", first_bad_row);
   m.def("available_threads", available_threads);
   m.def("isa", [] { return kernels().name; });

@@ -1,0 +1,156 @@
+"""The datasets `navsim` (windows of recorded logs) and `navsim_synthetic` (scenes of the second stage)."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import Field
+
+from irlvla import Config, ConfigError, FileError
+from irlvla.errors import did_you_mean
+from irlvla.records import Record, RecordDataset, record
+from irlvla_navsim.frames import Frame, read_log, read_synthetic
+from irlvla_navsim.maps import find_map, read_map
+from irlvla_navsim.scenes import Window, make_scene
+
+
+class SceneFilter(Config):
+    """Which windows of the logs: the fields of the devkit's scene filters, so that its YAML files can be given as they are."""
+
+    num_history_frames: int = Field(4, ge=4, description="frames up to the present one")
+    num_future_frames: int = Field(10, ge=8, description="frames after it")
+    frame_interval: int | None = Field(None, ge=1, description="frames from one window to the next; null = as long as a window")
+    has_route: bool = Field(True, description="leave out windows without a route")
+    max_scenes: int | None = Field(None, ge=1, description="at most so many; null = all")
+    log_names: tuple[str, ...] | None = Field(None, description="only these logs; null = all")
+    tokens: frozenset[str] | None = Field(None, description="only windows whose present frame is one of these; null = all")
+
+    @property
+    def length(self) -> int:
+        return self.num_history_frames + self.num_future_frames
+
+
+def read_filter(path: Path) -> SceneFilter:
+    """A scene filter of the devkit (`scene_filter/navtest.yaml`); what does not concern the first stage is ignored."""
+    try:
+        fields = yaml.safe_load(path.read_text())
+        known = {name: value for name, value in fields.items() if name in SceneFilter.model_fields}
+        return SceneFilter.model_validate(known)
+    except FileNotFoundError as error:
+        near = did_you_mean(path.name, (file.name for file in path.parent.glob("*.yaml")))
+        raise FileError(f"the scene filter {path} does not exist. {near}".rstrip()) from error
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise FileError(f"{path} is no scene filter: {error}") from error
+
+
+class NavsimDataset(RecordDataset):
+    """Windows of OpenScene logs, as NAVSIM cuts them. A scene's name is the token of its present frame."""
+
+    class Config(RecordDataset.Config):
+        logs: Path = Field(description="a folder of logs (navsim_logs/SPLIT), or one log (.pkl)")
+        maps: Path = Field(description="the folder of nuPlan's maps (CITY/VERSION/map.gpkg)")
+        sensors: Path | None = Field(None, description="the sensor blobs of the split; null = without images")
+        filter: Path | None = Field(None, description="a scene filter of the devkit (YAML); null = the fields of `windows`")
+        windows: SceneFilter = Field(SceneFilter(), description="which windows, where no filter file is given")
+
+    def __init__(self, config: Any) -> None:
+        """Raises `FileError` if a folder is missing, a log is damaged, or no window is left."""
+        super().__init__(config)
+        self.filter = config.windows if config.filter is None else read_filter(Path(config.filter))
+        self.index = [(path, start) for path in _logs(Path(config.logs), self.filter) for start in _starts(path, self.filter)]
+        self.index = self.index[: self.filter.max_scenes]
+        if not self.index:
+            raise FileError(f"no window of {config.logs} passes the filter: {self.filter.model_dump(exclude={'tokens'})}")
+
+    @property
+    def root(self) -> Path:
+        return Path(self.config.sensors or ".")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def record(self, index: int) -> Record:
+        path, start = self.index[index]
+        frames = _frames(path)[start : start + self.filter.length]
+        window = Window(frames, self.filter.num_history_frames - 1)
+        return _record(window, Path(self.config.maps), with_images=self.config.sensors is not None)
+
+
+class SyntheticStageDataset(RecordDataset):
+    """NAVSIM's synthetic scenes of the second stage: other views of moments of recorded scenes. They have no human drive."""
+
+    class Config(RecordDataset.Config):
+        scenes: Path = Field(description="the folder synthetic_scene_pickles")
+        maps: Path = Field(description="the folder of nuPlan's maps (CITY/VERSION/map.gpkg)")
+        sensors: Path | None = Field(None, description="the sensor blobs of the synthetic scenes; null = without images")
+        originals: frozenset[str] | None = Field(
+            None, description="only of these first-stage scenes (tokens of their last frames); null = all"
+        )
+
+    def __init__(self, config: Any) -> None:
+        """Raises `FileError` if there is no scene."""
+        super().__init__(config)
+        folder = Path(config.scenes)
+        self.files = sorted(folder.glob("*.pkl"))
+        if config.originals is not None:
+            self.files = [file for file in self.files if read_synthetic(file).original in config.originals]
+        if not self.files:
+            raise FileError(f"{folder} holds no synthetic scenes (*.pkl)" + (" of these originals" if config.originals is not None else ""))
+
+    @property
+    def root(self) -> Path:
+        return Path(self.config.sensors or ".")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def record(self, index: int) -> Record:
+        scene = read_synthetic(self.files[index])
+        window = Window(scene.frames, scene.history - 1, scene.later_boxes, scene.later_lights, human=False)
+        return _record(window, Path(self.config.maps), with_images=self.config.sensors is not None)
+
+
+def _record(window: Window, maps: Path, with_images: bool) -> Record:
+    scene = make_scene(window, read_map(find_map(maps, window.now.map_name)))
+    cameras = window.now.cameras if with_images else {}
+    return record(
+        scene,
+        cameras=list(cameras),
+        images=[camera.path for camera in cameras.values()],
+        intrinsics=np.array([camera.intrinsics for camera in cameras.values()]) if cameras else None,
+        camera_to_ego=np.array([camera.to_ego for camera in cameras.values()]) if cameras else None,
+        distortion=np.array([camera.distortion for camera in cameras.values()]) if cameras else None,
+    )
+
+
+def _logs(path: Path, wanted: SceneFilter) -> list[Path]:
+    if not path.exists():
+        near = did_you_mean(path.name, (other.name for other in path.parent.glob("*"))) if path.parent.is_dir() else ""
+        raise FileError(f"{path} does not exist. {near}".rstrip())
+    files = sorted(path.glob("*.pkl")) if path.is_dir() else [path]
+    if wanted.log_names is not None:
+        files = [file for file in files if file.stem in wanted.log_names]
+    if not files:
+        raise ConfigError(f"{path} holds no log (*.pkl) that the filter names")
+    return files
+
+
+def _starts(path: Path, wanted: SceneFilter) -> list[int]:
+    """First frames of the windows of a log."""
+    frames = _frames(path)
+    step = wanted.frame_interval or wanted.length
+    starts = []
+    for start in range(0, len(frames) - wanted.length + 1, step):
+        now = frames[start + wanted.num_history_frames - 1]
+        if (now.route or not wanted.has_route) and (wanted.tokens is None or now.token in wanted.tokens):
+            starts.append(start)
+    return starts
+
+
+@functools.lru_cache(maxsize=2)
+def _frames(path: Path) -> list[Frame]:
+    return read_log(path)

@@ -1,0 +1,174 @@
+"""The ground of the embedded world as coloured shapes: surfaces, what is painted on them, shadows, haze and the horizon."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from irlvla.synthetic.angles import Array, cosine_sine
+from irlvla.synthetic.appearance import Colour, Daylight, Shapes, joined_offsets, to_ego
+from irlvla.synthetic.world import Paint, Roads
+
+GRASS: Colour = (106, 130, 78)
+PAVEMENT: Colour = (160, 156, 148)
+KERB: Colour = (200, 198, 192)
+ASPHALT: Colour = (72, 74, 78)
+CARPARK: Colour = (94, 91, 90)
+YELLOW: Colour = (240, 188, 48)
+WHITE: Colour = (240, 240, 236)
+TREES: Colour = (84, 108, 76)
+
+PAVEMENT_WIDTH, KERB_WIDTH = 2.5, 0.2
+LINE, CENTRE_GAP, STOP_LINE, BAY_LINE = 0.15, 0.12, 0.4, 0.12  # widths of paint [m]
+DASH, DASH_PERIOD, STRIPE = 3.0, 9.0, 0.5  # lengths of dashes, width of zebra stripes and of the gaps between [m]
+SHADOW = 0.4  # opacity in bright sun
+HORIZON = 2000.0  # [m]
+ROUND = np.stack(cosine_sine(np.arange(64) * (math.pi / 32)), axis=-1)  # a circle
+HAZE_STEPS = 12.0 * 1.18 ** np.arange(32)  # distances between which haze is uniform [m]
+
+
+@dataclass(frozen=True)
+class Rings:
+    """Polygons, or polylines, one after the other."""
+
+    points: Float[np.ndarray, "P 2"]
+    offsets: Int[np.ndarray, " R+1"]
+
+    @classmethod
+    def of(cls, parts: Sequence[Array]) -> Rings:
+        return cls(np.concatenate([np.zeros((0, 2)), *parts]), np.cumsum([0, *map(len, parts)]))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Rings]) -> Rings:
+        return cls(np.concatenate([part.points for part in parts]), joined_offsets([part.offsets for part in parts]))
+
+    def sideways(self, *, closed: bool) -> Float[np.ndarray, "P 2"]:
+        """How each point moves when all sides move by 1 m to their left (at corners at most by 2 m)."""
+        following, previous = np.arange(1, len(self.points) + 1), np.arange(-1, len(self.points) - 1)
+        first, last = self.offsets[:-1], self.offsets[1:] - 1
+        following[last], previous[first] = (first, last) if closed else (last, first)
+        ahead, behind = _unit(self.points[following] - self.points), _unit(self.points - self.points[previous])
+        along = ahead + behind
+        sides = np.where((ahead == 0.0).all(1) | (behind == 0.0).all(1), 1.0, 2.0)  # 1 at the ends of polylines
+        square = np.maximum((along * along).sum(1), 0.25 * sides * sides)
+        return np.stack([-along[:, 1], along[:, 0]], axis=-1) * (sides / square)[:, None]
+
+    def outset(self, distance: float) -> Rings:
+        """Counter-clockwise polygons grown outwards."""
+        return Rings(self.points - distance * self.sideways(closed=True), self.offsets)
+
+    def strips(self, left: float, right: float) -> Rings:
+        """The polygons between two parallels of polylines, at distances to their left and right."""
+        aside = self.sideways(closed=False)
+        start, count = np.repeat(self.offsets[:-1], 2 * np.diff(self.offsets)), np.repeat(np.diff(self.offsets), 2 * np.diff(self.offsets))
+        k = np.arange(2 * len(self.points)) - 2 * start
+        source = start + np.where(k < count, k, 2 * count - 1 - k)
+        return Rings(self.points[source] + np.where(k < count, -right, left)[:, None] * aside[source], 2 * self.offsets)
+
+
+def surfaces(roads: Roads, pose: Array) -> Shapes:
+    """Pavement, kerb, asphalt, car parks and paint, as a car at a pose (x, y, heading) sees them; around them is grass."""
+    lines = {paint: Rings.of([points for kind, points in roads.paint if kind is paint]) for paint in Paint}
+    drivable = counter_clockwise([*roads.roadblocks, *roads.intersections, *roads.carparks])
+    centre = lines[Paint.CENTRE]
+    white = [
+        *(lines[paint].strips(LINE / 2, -LINE / 2) for paint in (Paint.EDGE, Paint.SOLID)),
+        dashes(lines[Paint.DASHED]).strips(LINE / 2, -LINE / 2),
+        lines[Paint.STOP].strips(STOP_LINE / 2, -STOP_LINE / 2),
+        lines[Paint.BAY].strips(BAY_LINE / 2, -BAY_LINE / 2),
+        stripes(lines[Paint.CROSSING]),
+        counter_clockwise([points for kind, points in roads.paint if kind is Paint.ARROW]),
+    ]
+    layers = [
+        (PAVEMENT, drivable.outset(PAVEMENT_WIDTH)),
+        (KERB, drivable.outset(KERB_WIDTH)),
+        (ASPHALT, drivable),
+        (CARPARK, counter_clockwise(roads.carparks)),
+        (YELLOW, Rings.cat([centre.strips(CENTRE_GAP / 2 + LINE, CENTRE_GAP / 2), centre.strips(-CENTRE_GAP / 2, -CENTRE_GAP / 2 - LINE)])),
+        (WHITE, Rings.cat(white)),
+    ]
+    return Shapes.cat(flat(rings, colour, pose=pose) for colour, rings in layers)
+
+
+def flat(rings: Rings, colour: Colour | Array, opacity: float = 1.0, pose: Array | None = None) -> Shapes:
+    """Rings on the ground as one shape."""
+    points = rings.points if pose is None else to_ego(rings.points, pose)
+    points = np.concatenate([points, np.zeros((len(points), 1))], axis=1)
+    return Shapes(points, rings.offsets, np.array([0, len(rings.offsets) - 1]), np.array([[*colour, opacity]]))
+
+
+def counter_clockwise(polygons: Iterable[Array]) -> Rings:
+    def area(p: Array) -> float:
+        x, y = (p - p[0]).T
+        return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum())
+
+    return Rings.of([p if area(p) > 0.0 else p[::-1] for p in polygons])
+
+
+def dashes(lines: Rings) -> Rings:
+    """The dashes of broken lines, as polylines of three points."""
+    parts = []
+    for first, last in zip(lines.offsets, lines.offsets[1:], strict=False):
+        line = lines.points[first:last]
+        along = np.concatenate([[0.0], np.cumsum(np.sqrt(((line[1:] - line[:-1]) ** 2).sum(1)))])
+        start = np.arange(DASH_PERIOD - DASH, along[-1] - DASH, DASH_PERIOD)[:, None] / 1.0
+        at = (start + np.array([0.0, 0.5, 1.0]) * DASH).ravel()
+        parts.append(np.stack([np.interp(at, along, line[:, 0]), np.interp(at, along, line[:, 1])], axis=-1))
+    points = np.concatenate([np.zeros((0, 2)), *parts])
+    return Rings(points, np.arange(0, len(points) + 1, 3))
+
+
+def stripes(outlines: Rings) -> Rings:
+    """The stripes of zebra crossings: parallel to the first edge of each outline."""
+    found = []
+    for a, b, c, d in outlines.points.reshape(-1, 4, 2):
+        count = max(1, round(math.dist(b, c) / (2 * STRIPE)))
+        low = (np.arange(count)[:, None] + 0.25) / count
+        high = low + 0.5 / count
+        found += list(np.stack([a + (d - a) * low, b + (c - b) * low, b + (c - b) * high, a + (d - a) * high], axis=1))
+    return counter_clockwise(found)
+
+
+def shadows(footprints: Float[np.ndarray, "N 4 2"], heights: Float[np.ndarray, " N"], light: Daylight) -> Shapes:
+    """Shadows of boxes: their footprints, the same moved away from the sun, and what lies between."""
+    shift = -light.sun[:2] / light.sun[2] * heights[:, None, None]
+    following = np.roll(footprints, -1, axis=1)
+    between = np.stack([footprints, following, following + shift, footprints + shift], axis=2).reshape(-1, 4, 2)
+    quads = np.concatenate([footprints, footprints + shift, between])
+    along, across = quads[:, 1] - quads[:, 0], quads[:, 3] - quads[:, 0]
+    clockwise = along[:, 0] * across[:, 1] < along[:, 1] * across[:, 0]
+    quads[clockwise] = quads[clockwise, ::-1]
+    return flat(Rings(quads.reshape(-1, 2), np.arange(len(quads) + 1) * 4), (30, 34, 46), SHADOW * (0.4 + 0.6 * light.strength))
+
+
+def haze(light: Daylight) -> Shapes:
+    """Veils over the ground, thicker with distance."""
+    reach = np.concatenate([HAZE_STEPS, [HORIZON]])
+    circles = reach[:, None, None] * ROUND
+    points = np.stack([circles[1:], circles[:-1, ::-1]], axis=1).reshape(-1, 2)
+    rings = np.arange(2 * len(HAZE_STEPS) + 1) * len(ROUND)
+    opacity = light.haze(np.sqrt(reach[1:] * reach[:-1]))[:, None]
+    colours = np.concatenate([np.broadcast_to(light.horizon, (len(opacity), 3)), opacity], axis=1)
+    return Shapes(np.concatenate([points, np.zeros((len(points), 1))], axis=1), rings, np.arange(len(HAZE_STEPS) + 1) * 2, colours)
+
+
+def horizon(seed: int, heading: float, light: Daylight) -> Shapes:
+    """Trees at the end of the world: a skyline that stands still in it, by which turning shows."""
+    rng = np.random.default_rng([seed, 0x7EE])
+    count = 180
+    heights = HORIZON * (0.012 + 0.014 * rng.random(12)).repeat(count // 12) * (0.75 + 0.25 * rng.random(count))
+    x, y = cosine_sine(np.arange(count) * (2.0 * math.pi / count) - heading)
+    foot = np.stack([HORIZON * x, HORIZON * y, np.zeros(count)], axis=-1)
+    top = np.stack([HORIZON * x, HORIZON * y, heights], axis=-1)
+    quads = np.stack([foot, np.roll(foot, -1, 0), np.roll(top, -1, 0), top], axis=1)
+    colour = np.array(TREES) + 0.55 * (light.horizon - np.array(TREES))
+    return Shapes(quads.reshape(-1, 3), np.arange(count + 1) * 4, np.array([0, count]), np.array([[*colour, 1.0]]))
+
+
+def _unit(vectors: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 2"]:
+    length = np.sqrt((vectors * vectors).sum(1, keepdims=True))
+    return vectors / np.where(length > 1e-9, length, np.inf)

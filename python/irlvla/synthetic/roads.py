@@ -1,0 +1,244 @@
+"""Lines, and the draft from which roads are made: lanes side by side, connectors through junctions, paint.
+
+Traffic keeps to the right. A line is a polyline "L 3" of x, y and heading, at most 1 m apart; its headings are not wrapped, so
+that they have no jumps. "Beside" counts metres to the left of a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from irlvla.synthetic.angles import Array, angle_of, cosine_sine, cosine_sine_of
+from irlvla.synthetic.world import Lane, Paint, Roads, Signal
+from irlvla.types import Layer
+
+Line = Float[np.ndarray, "L 3"]
+Pose = Sequence[float] | Float[np.ndarray, "3"]
+SPACING = 1.0  # of the points of a line [m]
+BEND = 0.02  # outlines and paint keep a point for every so much of a turn [rad]
+SOLID_BEFORE_STOP = 25.0  # where lane changes end [m]
+
+# -- lines -------------------------------------------------------------------------------------------------------------
+
+
+def draw(start: Pose, *pieces: tuple[float, float, float]) -> Line:
+    """The line from a pose through pieces: length, curvature at its start, curvature at its end (linear in between)."""
+    headings, steps, heading = [np.array([start[2]])], [], float(start[2])
+    for length, first, last in pieces:
+        count = max(math.ceil(length / SPACING - 1e-9), 1)
+        s = np.arange(1, 2 * count + 1) * (length / (2 * count))
+        headings.append(heading + s * (first + s * ((last - first) / (2.0 * length))))
+        heading += length * (0.5 * (first + last))
+        steps.append(np.full(count, length / (6 * count)))
+    turned = np.concatenate(headings)
+    cosine, sine = cosine_sine(turned)
+    step = np.concatenate(steps)
+    line = np.empty((len(step) + 1, 3))
+    line[0] = start
+    line[1:, 2] = turned[2::2]
+    for column, part in ((0, cosine), (1, sine)):  # Simpson's rule
+        line[1:, column] = start[column] + np.cumsum(step * (part[:-2:2] + 4.0 * part[1::2] + part[2::2]))
+    return line
+
+
+def beside(line: Line, left: float | Array) -> Line:
+    """The parallel at some metres to the left; for a column "K 1" of metres, the parallels "K L 3"."""
+    cosine, sine = cosine_sine(line[:, 2])
+    x, y = line[:, 0] - left * sine, line[:, 1] + left * cosine
+    return np.stack([x, y, np.broadcast_to(line[:, 2], x.shape)], axis=-1)
+
+
+def placed(pose: Pose, ahead: float, left: float) -> tuple[float, float, float]:
+    """The pose that lies ahead and to the left of another, turned as it is."""
+    cosine, sine = cosine_sine_of(float(pose[2]))
+    return float(pose[0] + ahead * cosine - left * sine), float(pose[1] + ahead * sine + left * cosine), float(pose[2])
+
+
+def backwards(line: Line) -> Line:
+    """The same line, driven the other way."""
+    return line[::-1] + np.array([0.0, 0.0, math.pi])
+
+
+def connection(start: Pose, end: Pose, straight: float) -> Line:
+    """A line between two poses: `straight` metres, an arc between tangents, and again; a smooth shift where there is no turn."""
+    turn = float(end[2] - start[2])
+    turn -= round(turn / (2.0 * math.pi)) * 2.0 * math.pi
+    cosine, sine = cosine_sine_of(float(start[2]))
+    dx, dy = float(end[0] - start[0]), float(end[1] - start[1])
+    ahead, left = cosine * dx + sine * dy, cosine * dy - sine * dx
+    if abs(turn) < 0.1:
+        return _shift(start, end, ahead, left, turn)
+    cosine, sine = cosine_sine_of(turn)
+    after = left / sine  # the tangents meet so far before the end, and so far behind the start
+    before = ahead - after * cosine
+    _, tangent = _half(turn)
+    reach = min(before, after) - straight
+    line = draw(start, *_positive((before - reach, 0.0), (reach / tangent * abs(turn), math.copysign(tangent / reach, turn)), (after - reach, 0.0)))
+    line[-1, :2] = end[:2]
+    return line
+
+
+def _half(turn: float) -> tuple[float, float]:
+    """Cosine and tangent of half a turn."""
+    cosine, sine = cosine_sine_of(0.5 * abs(turn))
+    return cosine, sine / cosine
+
+
+def _positive(*pieces: tuple[float, float]) -> Iterable[tuple[float, float, float]]:
+    return ((length, curvature, curvature) for length, curvature in pieces if length > 1e-6)
+
+
+def _shift(start: Pose, end: Pose, ahead: float, left: float, turn: float) -> Line:
+    """A cubic from one pose to another of nearly the same heading."""
+    count = math.ceil(ahead / (0.95 * SPACING))
+    u = np.arange(count + 1) / count
+    cosine, sine = cosine_sine_of(turn)
+    bend = sine / cosine * ahead
+    shift = u * u * ((3.0 * left - bend) + u * (bend - 2.0 * left))
+    slope = u * (2.0 * (3.0 * left - bend) + 3.0 * u * (bend - 2.0 * left)) / ahead
+    cosine, sine = cosine_sine_of(float(start[2]))
+    x, y = u * ahead, shift
+    line = np.stack([start[0] + cosine * x - sine * y, start[1] + sine * x + cosine * y, start[2] + angle_of(np.ones_like(u), slope)], axis=-1)
+    line[-1, :2] = end[:2]
+    return line
+
+
+def lengths(line: Line) -> Array:
+    """Distance of each point from the first, along the line [m]."""
+    step = np.diff(line[:, :2], axis=0)
+    return np.concatenate([[0.0], np.cumsum(np.sqrt(step[:, 0] * step[:, 0] + step[:, 1] * step[:, 1]))])
+
+
+def corners(line: Line) -> np.ndarray:
+    """Indices of the points that an outline needs: the ends, and one for each `BEND` of turning."""
+    turned = np.floor(np.cumsum(np.abs(np.diff(line[:, 2]))) / BEND)
+    inner = np.flatnonzero(turned[:-1] != np.concatenate([[0.0], turned[:-2]])) + 1
+    return np.concatenate([[0], inner, [len(line) - 1]])
+
+
+# -- roads -------------------------------------------------------------------------------------------------------------
+
+
+class Section(NamedTuple):
+    """A stretch of road: its lanes along the line (on its right) and against it (on its left), each from the middle outwards."""
+
+    along: list[int]
+    against: list[int]
+
+
+@dataclass
+class Draft:
+    """Roads in the making."""
+
+    lanes: list[Lane] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)  # who gives way where lanes cross: the lower rank
+    edges: list[tuple[Array, Array]] = field(default_factory=list)  # of each lane: left and right
+    links: list[tuple[int, int]] = field(default_factory=list)  # lane, successor
+    roadblocks: list[Array] = field(default_factory=list)
+    intersections: list[Array] = field(default_factory=list)
+    carparks: list[Array] = field(default_factory=list)
+    paint: list[tuple[Paint, Array]] = field(default_factory=list)
+    signals: list[Signal] = field(default_factory=list)
+
+    def road(
+        self, line: Line, along: int, against: int, width: float, limit: float, sections: int = 1, *, closed: bool = False
+    ) -> list[Section]:
+        """Lanes on both sides of a line, in sections of equal length. `closed`: both ways end at the start of the line."""
+        halves = range(-2 * against, 2 * along + 1)
+        parallels = dict(zip(halves, beside(line, np.array(halves)[:, None] * (-0.5 * width)), strict=True))
+        borders = {k: parallels[2 * k][:, :2] for k in range(-against, along + 1)}
+        centres = {k: parallels[2 * k + 1] for k in range(-against, along)}
+        cuts = [round(i * (len(line) - 1) / sections) for i in range(sections + 1)]
+        made = []
+        for first, last in zip(cuts, cuts[1:], strict=False):
+            span = slice(first, last + 1)
+            keep = first + corners(line[span])
+            right = self._side([centres[k][span] for k in range(along)], [borders[k][keep] for k in range(along + 1)], width, limit)
+            left = self._side(
+                [backwards(centres[-k - 1][span]) for k in range(against)], [borders[-k][keep[::-1]] for k in range(against + 1)], width, limit
+            )
+            made.append(Section(right, left))
+        for one, two in zip(made, made[1:], strict=False):
+            self.links += [*zip(one.along, two.along, strict=True), *zip(two.against, one.against, strict=True)]
+        self._line_paint(line, borders, along, against, closed=closed)
+        return made
+
+    def _side(self, centres: list[Line], borders: list[Array], width: float, limit: float) -> list[int]:
+        """The lanes of one direction of a section, from the left to the right: a roadblock."""
+        if not centres:
+            return []
+        block, first = len(self.roadblocks), len(self.lanes)
+        for k, centre in enumerate(centres):
+            neighbours = first + k - 1 if k else None, first + k + 1 if k + 1 < len(centres) else None
+            self._lane(centre, borders[k], borders[k + 1], Layer.LANE, width, limit, block, *neighbours)
+        self.roadblocks.append(ring(borders[0], borders[-1]))
+        return list(range(first, len(self.lanes)))
+
+    def _lane(
+        self, centre: Line, left: Array, right: Array, layer: Layer, width: float, limit: float, block: int,
+        left_lane: int | None = None, right_lane: int | None = None, signal: int | None = None, rank: int = 0,
+    ) -> int:  # fmt: skip
+        self.lanes.append(
+            Lane(centre, ring(left, right), layer, width, limit, block, left=left_lane, right=right_lane, signal=signal)
+        )
+        self.edges.append((left, right))
+        self.ranks.append(rank)
+        return len(self.lanes) - 1
+
+    def connect(
+        self, pairs: Iterable[tuple[int, int]], straight: float = 0.0, *, limit: float | None = None, signal: int | None = None, rank: int = 0
+    ) -> list[int]:
+        """Connectors from lanes to lanes, from the left to the right: one roadblock."""
+        block, made = len(self.roadblocks), []
+        for before, after in pairs:
+            source, target = self.lanes[before], self.lanes[after]
+            line = connection(source.centerline[-1], target.centerline[0], straight)
+            keep = corners(line)
+            half = 0.5 * source.width
+            left, right = beside(line[keep], np.array([[half], [-half]]))[..., :2]
+            made.append(
+                self._lane(line, left, right, Layer.LANE_CONNECTOR, source.width, limit or target.speed_limit, block, signal=signal, rank=rank)
+            )
+            self.links += [(before, made[-1]), (made[-1], after)]
+        self.roadblocks.append(ring(self.edges[made[0]][0], self.edges[made[-1]][1]))
+        return made
+
+    def _line_paint(self, line: Line, borders: dict[int, Array], along: int, against: int, *, closed: bool) -> None:
+        keep = corners(line)
+        near = round(SOLID_BEFORE_STOP / SPACING)
+        for k, border in borders.items():
+            if k in (-against, along):
+                self.paint.append((Paint.EDGE, border[keep]))
+            elif k == 0:
+                self.paint.append((Paint.CENTRE, border[keep]))
+            elif k < 0 and closed:  # towards the junction
+                self.paint.append((Paint.SOLID, border[keep[keep < near]] if (keep < near).sum() > 1 else border[[0, near]]))
+                self.paint.append((Paint.DASHED, border[np.concatenate([[near], keep[keep > near]])]))
+            else:
+                self.paint.append((Paint.DASHED, border[keep]))
+
+    def roads(self) -> Roads:
+        """What was drafted, with all links known."""
+        successors: list[list[int]] = [[] for _ in self.lanes]
+        predecessors: list[list[int]] = [[] for _ in self.lanes]
+        for before, after in self.links:
+            successors[before].append(after)
+            predecessors[after].append(before)
+        lanes = [
+            dataclasses.replace(lane, successors=tuple(after), predecessors=tuple(before))
+            for lane, after, before in zip(self.lanes, successors, predecessors, strict=True)
+        ]
+        parts = (self.roadblocks, self.intersections, self.carparks, self.paint, self.signals)
+        return Roads(tuple(lanes), *map(tuple, parts))  # type: ignore[arg-type]
+
+
+def ring(left: Array, right: Array) -> Array:
+    """The outline between two edges that are driven the same way, counter-clockwise."""
+    return np.concatenate([right, left[::-1]])
