@@ -5,4 +5,8 @@ import irlvla
 
 @irlvla.hookimpl
 def irlvla_datasets() -> dict[str, str]:
-    return {"navsim": "irlvla_navsim.dataset:NavsimDataset", "navsim_synthetic": "irlvla_navsim.dataset:SyntheticStageDataset"}
+    return {
+        "navsim": "irlvla_navsim.dataset:NavsimDataset",
+        "navsim_synthetic": "irlvla_navsim.dataset:SyntheticStageDataset",
+        "navsim_cache": "irlvla_navsim.dataset:MetricCacheDataset",
+    }

@@ -1,4 +1,4 @@
-"""The datasets `navsim` (windows of recorded logs) and `navsim_synthetic` (scenes of the second stage)."""
+"""The datasets `navsim` (windows of recorded logs), `navsim_synthetic` (the second stage) and `navsim_cache` (metric caches)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic import Field
 from irlvla import Config, ConfigError, FileError
 from irlvla.errors import did_you_mean
 from irlvla.records import Record, RecordDataset, record
+from irlvla_navsim.caches import find_caches, read_cache
 from irlvla_navsim.frames import Frame, read_log, read_synthetic
 from irlvla_navsim.maps import find_map, read_map
 from irlvla_navsim.scenes import Window, make_scene
@@ -112,6 +113,28 @@ class SyntheticStageDataset(RecordDataset):
         scene = read_synthetic(self.files[index])
         window = Window(scene.frames, scene.history - 1, scene.later_boxes, scene.later_lights, human=False)
         return _record(window, Path(self.config.maps), with_images=self.config.sensors is not None)
+
+
+class MetricCacheDataset(RecordDataset):
+    """Metric caches of the devkit: scenes to score, without sensors and without a previous frame."""
+
+    class Config(RecordDataset.Config):
+        path: Path = Field(description="the folder of the caches (LOG/TYPE/TOKEN/metric_cache.pkl)")
+
+    def __init__(self, config: Any) -> None:
+        """Raises `FileError` if there is none."""
+        super().__init__(config)
+        self.files = find_caches(Path(config.path))
+
+    @property
+    def root(self) -> Path:
+        return Path(self.config.path)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def record(self, index: int) -> Record:
+        return record(read_cache(self.files[index]))
 
 
 def _record(window: Window, maps: Path, with_images: bool) -> Record:

@@ -160,7 +160,7 @@ def read_synthetic(path: Path) -> SyntheticScene:
             history=int(about["num_history_frames"]),
             frames=frames,
             later_boxes=[
-                tuple(map(_stub_box, tracks.tracked_objects.tracked_objects)) for tracks in raw["extended_detections_tracks"] or []
+                tuple(map(stub_box, tracks.tracked_objects.tracked_objects)) for tracks in raw["extended_detections_tracks"] or []
             ],
             later_lights=[_stub_lights(lights) for lights in raw["extended_traffic_light_data"] or []],
         )
@@ -188,9 +188,9 @@ def _synthetic_frame(raw: dict[str, Any], about: dict[str, Any]) -> Frame:
     )
 
 
-def _stub_box(thing: Stub) -> Box:
+def stub_box(thing: Stub) -> Box:
     """A tracked object of nuPlan; its box and velocity are in the map frame already."""
-    kind = _enum(thing._tracked_object_type)
+    kind = enum_value(thing._tracked_object_type)
     centre, velocity = thing._box._center, getattr(thing, "_velocity", None)
     moves = kind in MOVING and velocity is not None
     speed = [float(velocity._x), float(velocity._y)] if moves else [0.0, 0.0]
@@ -199,10 +199,10 @@ def _stub_box(thing: Stub) -> Box:
 
 
 def _stub_lights(lights: Stub) -> dict[str, bool]:
-    return {str(light.lane_connector_id): _enum(light.status) == RED for light in lights.traffic_lights}
+    return {str(light.lane_connector_id): enum_value(light.status) == RED for light in lights.traffic_lights}
 
 
-def _enum(member: Stub) -> int:
+def enum_value(member: Stub) -> int:
     """The number of an enumeration's member, which pickles as what it was made from."""
     number = member._arguments[0]
     return int(number[0] if isinstance(number, tuple) else number)

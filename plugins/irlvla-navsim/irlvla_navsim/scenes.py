@@ -113,7 +113,7 @@ def _agents(boxes: Sequence[tuple[Box, ...]]) -> list[Agent]:
 def _tracks(boxes: Sequence[tuple[Box, ...]], steps: int) -> dict[str, Agent]:
     seen: dict[str, list[tuple[float, Box]]] = {}
     for row, frame in enumerate(boxes):
-        for box in frame:
+        for box in sorted(frame, key=lambda box: box.kind):  # nuPlan lists objects by kind
             seen.setdefault(box.track, []).append((row * KEY, box))
     times = np.arange(steps, dtype=np.float64) * STEP
     tracks = {}
