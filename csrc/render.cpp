@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <memory>
 #include <vector>
 
 #include "parallel.h"
@@ -23,30 +25,45 @@ class Coverage {
     }
   }
 
-  /// Calls `row(y, first, last, share)` with the covered shares of pixels first ... last - 1, and forgets the shape.
-  template <class Row> void take(Row&& row) {
-    std::vector<float>& share = share_;
-    share.resize(width_);
+  /// Hands over what the shape covers, and forgets it: `varied(y, first, last, shares)` for a few pixels with a share each,
+  /// `even(y, first, last, share)` for a run of pixels with the same.
+  template <class Varied, class Even> void take(Varied&& varied, Even&& even) {
     for (int y = top_; y < bottom_; ++y) {
       const Span span = spans_[y];
-      spans_[y] = {stride_, -1};
       if (span.last < 0) continue;
+      spans_[y] = {stride_, -1};
       float* change = &change_[static_cast<size_t>(y) * stride_];
-      float area = 0.0f;
       const int touched = std::min(span.last + 1, width_);
-      for (int x = span.first; x < touched; ++x) {
-        area += change[x];
-        share[x] = std::min(std::fabs(area), 1.0f);
+      float area = 0.0f;
+      int done = span.first;
+      const auto share = [&] { return std::min(std::fabs(area), 1.0f); };
+      for (int x = span.first; x < touched; x += kBlock) {
+        if (x + kBlock <= touched && is_even(change + x)) continue;
+        if (done < x && share() > kNothing) even(y, done, x, share());
+        done = std::min(x + kBlock, touched);
+        float shares[kBlock];
+        for (int i = x; i < done; ++i) area += change[i], shares[i - x] = share();
+        std::fill(change + x, change + done, 0.0f);
+        varied(y, x, done, shares);
       }
-      std::fill(change + span.first, change + span.last + 1, 0.0f);
-      const bool reaches_border = std::fabs(area) > 1e-3f;
-      if (reaches_border) std::fill(share.begin() + touched, share.end(), std::min(std::fabs(area), 1.0f));
-      row(y, span.first, reaches_border ? width_ : touched, share.data());
+      change[width_] = change[width_ + 1] = 0.0f;
+      if (share() > kNothing) even(y, done, width_, share());  // the shape goes on beyond the border
     }
     top_ = height_, bottom_ = 0;
   }
 
  private:
+  static constexpr int kBlock = 16;
+  static constexpr float kNothing = 1e-4f;  // rounding leaves less
+
+  /// The next pixels are covered as much as the last one.
+  static bool is_even(const float* change) {
+    uint64_t bits[kBlock / 2], any = 0;
+    std::memcpy(bits, change, sizeof(bits));
+    for (const uint64_t pair : bits) any |= pair;
+    return any == 0;
+  }
+
   struct Span {
     int first, last;
   };
@@ -81,7 +98,8 @@ class Coverage {
   /// Within row y the edge goes from left to right over `height` rows: how much less each pixel right of it is covered.
   void add_row(int y, float left, float right, float height) {
     float* change = &change_[static_cast<size_t>(y) * stride_];
-    const int first = static_cast<int>(left), last = std::max(first, static_cast<int>(std::ceil(right)) - 1);
+    const int first = static_cast<int>(left), beyond = static_cast<int>(right);
+    const int last = beyond > first && static_cast<float>(beyond) == right ? beyond - 1 : beyond;
     spans_[y].first = std::min(spans_[y].first, first);
     spans_[y].last = std::max(spans_[y].last, last + 1);
     if (first == last) {
@@ -107,31 +125,48 @@ class Coverage {
   }
 
   int height_, width_, stride_;
-  std::vector<float> change_, share_;
+  std::vector<float> change_;
   std::vector<Span> spans_;
   int top_ = height_, bottom_ = 0;
 };
 
+void to_floats(const uint8_t* __restrict bytes, float* __restrict floats, size_t count) {
+  for (size_t i = 0; i < count; ++i) floats[i] = bytes[i];
+}
+
+void to_bytes(const float* __restrict floats, uint8_t* __restrict bytes, size_t count) {
+  for (size_t i = 0; i < count; ++i) bytes[i] = static_cast<uint8_t>(static_cast<int>(floats[i] + 0.5f));
+}
+
 void paint_image(const PaintTask& task, int64_t image) {
   const size_t plane = static_cast<size_t>(task.height) * task.width;
   uint8_t* pixels = task.pixels + image * 3 * plane;
-  std::vector<float> canvas(pixels, pixels + 3 * plane);
+  const std::unique_ptr<float[]> canvas(new float[3 * plane]);
+  to_floats(pixels, canvas.get(), 3 * plane);
   Coverage coverage(task.height, task.width);
   for (int64_t shape = task.image_offsets[image]; shape < task.image_offsets[image + 1]; ++shape) {
     for (int64_t ring = task.shape_offsets[shape]; ring < task.shape_offsets[shape + 1]; ++ring) {
       const int64_t first = task.ring_offsets[ring];
       coverage.add_ring(task.points + 2 * first, task.ring_offsets[ring + 1] - first);
     }
-    const float* colour = task.colours + 4 * shape;
-    coverage.take([&](int y, int first, int last, float* share) {
-      for (int x = first; x < last; ++x) share[x] *= colour[3];
-      for (int channel = 0; channel < 3; ++channel) {
-        float* row = &canvas[channel * plane + static_cast<size_t>(y) * task.width];
-        for (int x = first; x < last; ++x) row[x] += share[x] * (colour[channel] - row[x]);
-      }
-    });
+    const float *colour = task.colours + 4 * shape, opacity = colour[3];
+    const auto row = [&](int channel, int y) { return &canvas[channel * plane + static_cast<size_t>(y) * task.width]; };
+    coverage.take(
+        [&](int y, int first, int last, const float* shares) {
+          for (int channel = 0; channel < 3; ++channel) {
+            float* values = row(channel, y);
+            for (int x = first; x < last; ++x) values[x] += opacity * shares[x - first] * (colour[channel] - values[x]);
+          }
+        },
+        [&](int y, int first, int last, float share) {
+          const float kept = 1.0f - opacity * share;
+          for (int channel = 0; channel < 3; ++channel) {
+            float *values = row(channel, y), added = opacity * share * colour[channel];
+            for (int x = first; x < last; ++x) values[x] = added + kept * values[x];
+          }
+        });
   }
-  for (size_t i = 0; i < 3 * plane; ++i) pixels[i] = static_cast<uint8_t>(canvas[i] + 0.5f);
+  to_bytes(canvas.get(), pixels, 3 * plane);
 }
 
 }  // namespace

@@ -55,7 +55,7 @@ class Daylight:
     def brightness(self, normals: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, " N"]:
         """How bright surfaces are that face some directions."""
         towards = normals[:, 0] * self.sun[0] + normals[:, 1] * self.sun[1] + normals[:, 2] * self.sun[2]
-        return 0.68 + 0.16 * normals[:, 2] + (0.08 + 0.24 * self.strength) * towards
+        return 0.8 + 0.12 * normals[:, 2] + (0.1 + 0.18 * self.strength) * towards
 
     @classmethod
     def of(cls, seed: int, heading: float) -> Daylight:

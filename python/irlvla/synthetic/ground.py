@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from irlvla.synthetic.angles import Array, cosine_sine
 from irlvla.synthetic.appearance import Colour, Daylight, Shapes, joined_offsets, to_ego
 from irlvla.synthetic.world import Paint, Roads
+from irlvla.types import Layer
 
 GRASS: Colour = (106, 130, 78)
 PAVEMENT: Colour = (160, 156, 148)
@@ -23,12 +24,12 @@ WHITE: Colour = (240, 240, 236)
 TREES: Colour = (84, 108, 76)
 
 PAVEMENT_WIDTH, KERB_WIDTH = 2.5, 0.2
-LINE, CENTRE_GAP, STOP_LINE, BAY_LINE = 0.15, 0.12, 0.4, 0.12  # widths of paint [m]
+LINE, STOP_LINE, CENTRE_GAP = 0.15, 0.4, 0.12  # widths of paint, and the gap of the double line [m]
 DASH, DASH_PERIOD, STRIPE = 3.0, 9.0, 0.5  # lengths of dashes, width of zebra stripes and of the gaps between [m]
 SHADOW = 0.4  # opacity in bright sun
 HORIZON = 2000.0  # [m]
-ROUND = np.stack(cosine_sine(np.arange(64) * (math.pi / 32)), axis=-1)  # a circle
-HAZE_STEPS = 12.0 * 1.18 ** np.arange(32)  # distances between which haze is uniform [m]
+ROUND = np.stack(cosine_sine(np.arange(40) * (math.pi / 20)), axis=-1)  # a circle
+HAZE_STEPS = 20.0 * 1.2 ** np.arange(24)  # distances between which haze is uniform [m]
 
 
 @dataclass(frozen=True)
@@ -57,41 +58,49 @@ class Rings:
         square = np.maximum((along * along).sum(1), 0.25 * sides * sides)
         return np.stack([-along[:, 1], along[:, 0]], axis=-1) * (sides / square)[:, None]
 
-    def outset(self, distance: float) -> Rings:
-        """Counter-clockwise polygons grown outwards."""
-        return Rings(self.points - distance * self.sideways(closed=True), self.offsets)
+    def outset(self, *distances: float) -> list[Rings]:
+        """Counter-clockwise polygons grown outwards by some distances."""
+        left = self.sideways(closed=True)
+        return [Rings(self.points - distance * left, self.offsets) for distance in distances]
 
-    def strips(self, left: float, right: float) -> Rings:
-        """The polygons between two parallels of polylines, at distances to their left and right."""
-        aside = self.sideways(closed=False)
-        start, count = np.repeat(self.offsets[:-1], 2 * np.diff(self.offsets)), np.repeat(np.diff(self.offsets), 2 * np.diff(self.offsets))
+    def strips(self, *sides: tuple[float, float]) -> Rings:
+        """The polygons between two parallels of polylines, at distances to their left and right (negative); for each such pair."""
+        aside, count = self.sideways(closed=False), np.diff(self.offsets)
+        start, count = np.repeat(self.offsets[:-1], 2 * count), np.repeat(count, 2 * count)
         k = np.arange(2 * len(self.points)) - 2 * start
-        source = start + np.where(k < count, k, 2 * count - 1 - k)
-        return Rings(self.points[source] + np.where(k < count, -right, left)[:, None] * aside[source], 2 * self.offsets)
+        source = start + np.where(k < count, k, 2 * count - 1 - k)  # there on the right, back on the left
+        return Rings.cat([Rings(self.points[source] + np.where(k < count, right, left)[:, None] * aside[source], 2 * self.offsets)
+                          for left, right in sides])  # fmt: skip
 
 
 def surfaces(roads: Roads, pose: Array) -> Shapes:
     """Pavement, kerb, asphalt, car parks and paint, as a car at a pose (x, y, heading) sees them; around them is grass."""
-    lines = {paint: Rings.of([points for kind, points in roads.paint if kind is paint]) for paint in Paint}
-    drivable = counter_clockwise([*roads.roadblocks, *roads.intersections, *roads.carparks])
-    centre = lines[Paint.CENTRE]
+    painted = {paint: [points for kind, points in roads.paint if kind is paint] for paint in Paint}
+    drivable = counter_clockwise([*_paved(roads), *roads.intersections, *roads.carparks])
+    pavement, kerb = drivable.outset(PAVEMENT_WIDTH, KERB_WIDTH)
+    near, far = CENTRE_GAP / 2, CENTRE_GAP / 2 + LINE
+    whole = Rings.of([*painted[Paint.EDGE], *painted[Paint.SOLID], *painted[Paint.BAY], *dashes(painted[Paint.DASHED])])
     white = [
-        *(lines[paint].strips(LINE / 2, -LINE / 2) for paint in (Paint.EDGE, Paint.SOLID)),
-        dashes(lines[Paint.DASHED]).strips(LINE / 2, -LINE / 2),
-        lines[Paint.STOP].strips(STOP_LINE / 2, -STOP_LINE / 2),
-        lines[Paint.BAY].strips(BAY_LINE / 2, -BAY_LINE / 2),
-        stripes(lines[Paint.CROSSING]),
-        counter_clockwise([points for kind, points in roads.paint if kind is Paint.ARROW]),
+        whole.strips((LINE / 2, -LINE / 2)),
+        Rings.of(painted[Paint.STOP]).strips((STOP_LINE / 2, -STOP_LINE / 2)),
+        counter_clockwise([*stripes(painted[Paint.CROSSING]), *painted[Paint.ARROW]]),
     ]
     layers = [
-        (PAVEMENT, drivable.outset(PAVEMENT_WIDTH)),
-        (KERB, drivable.outset(KERB_WIDTH)),
+        (PAVEMENT, pavement),
+        (KERB, kerb),
         (ASPHALT, drivable),
         (CARPARK, counter_clockwise(roads.carparks)),
-        (YELLOW, Rings.cat([centre.strips(CENTRE_GAP / 2 + LINE, CENTRE_GAP / 2), centre.strips(-CENTRE_GAP / 2, -CENTRE_GAP / 2 - LINE)])),
+        (YELLOW, Rings.of(painted[Paint.CENTRE]).strips((far, near), (-near, -far))),
         (WHITE, Rings.cat(white)),
     ]
     return Shapes.cat(flat(rings, colour, pose=pose) for colour, rings in layers)
+
+
+def _paved(roads: Roads) -> list[Array]:
+    """The roadblocks that are drivable area of their own: connectors are only where an intersection or a road lies under them."""
+    lanes = {lane.roadblock for lane in roads.lanes if lane.layer is Layer.LANE}
+    connectors = {lane.roadblock for lane in roads.lanes if lane.layer is Layer.LANE_CONNECTOR}
+    return [block for i, block in enumerate(roads.roadblocks) if i in lanes or i not in connectors]
 
 
 def flat(rings: Rings, colour: Colour | Array, opacity: float = 1.0, pose: Array | None = None) -> Shapes:
@@ -109,36 +118,31 @@ def counter_clockwise(polygons: Iterable[Array]) -> Rings:
     return Rings.of([p if area(p) > 0.0 else p[::-1] for p in polygons])
 
 
-def dashes(lines: Rings) -> Rings:
-    """The dashes of broken lines, as polylines of three points."""
-    parts = []
-    for first, last in zip(lines.offsets, lines.offsets[1:], strict=False):
-        line = lines.points[first:last]
-        along = np.concatenate([[0.0], np.cumsum(np.sqrt(((line[1:] - line[:-1]) ** 2).sum(1)))])
-        start = np.arange(DASH_PERIOD - DASH, along[-1] - DASH, DASH_PERIOD)[:, None] / 1.0
-        at = (start + np.array([0.0, 0.5, 1.0]) * DASH).ravel()
-        parts.append(np.stack([np.interp(at, along, line[:, 0]), np.interp(at, along, line[:, 1])], axis=-1))
-    points = np.concatenate([np.zeros((0, 2)), *parts])
-    return Rings(points, np.arange(0, len(points) + 1, 3))
+def dashes(lines: Iterable[Array]) -> Iterator[Float[np.ndarray, "3 2"]]:
+    """The dashes of broken lines."""
+    for line in lines:
+        step = np.diff(line, axis=0)
+        along = np.concatenate([[0.0], np.cumsum(np.sqrt((step * step).sum(1)))])
+        start = np.arange(0.5 * (DASH_PERIOD - DASH), along[-1] - DASH, DASH_PERIOD)
+        at = start[:, None] + np.array([0.0, 0.5, 1.0]) * DASH
+        yield from np.stack([np.interp(at, along, line[:, 0]), np.interp(at, along, line[:, 1])], axis=-1)
 
 
-def stripes(outlines: Rings) -> Rings:
+def stripes(outlines: Iterable[Float[np.ndarray, "4 2"]]) -> Iterator[Float[np.ndarray, "4 2"]]:
     """The stripes of zebra crossings: parallel to the first edge of each outline."""
-    found = []
-    for a, b, c, d in outlines.points.reshape(-1, 4, 2):
+    for a, b, c, d in outlines:
         count = max(1, round(math.dist(b, c) / (2 * STRIPE)))
         low = (np.arange(count)[:, None] + 0.25) / count
         high = low + 0.5 / count
-        found += list(np.stack([a + (d - a) * low, b + (c - b) * low, b + (c - b) * high, a + (d - a) * high], axis=1))
-    return counter_clockwise(found)
+        yield from np.stack([a + (d - a) * low, b + (c - b) * low, b + (c - b) * high, a + (d - a) * high], axis=1)
 
 
-def shadows(footprints: Float[np.ndarray, "N 4 2"], heights: Float[np.ndarray, " N"], light: Daylight) -> Shapes:
-    """Shadows of boxes: their footprints, the same moved away from the sun, and what lies between."""
-    shift = -light.sun[:2] / light.sun[2] * heights[:, None, None]
-    following = np.roll(footprints, -1, axis=1)
-    between = np.stack([footprints, following, following + shift, footprints + shift], axis=2).reshape(-1, 4, 2)
-    quads = np.concatenate([footprints, footprints + shift, between])
+def shadows(footprints: Float[np.ndarray, "N 4 2"], heights: Float[np.ndarray, "N 2"], light: Daylight) -> Shapes:
+    """Shadows of upright boxes between two heights, of which the lower one touches the ground or a mast."""
+    away = -light.sun[:2] / light.sun[2]
+    low, high = footprints + away * heights[:, None, :1], footprints + away * heights[:, None, 1:]
+    between = np.stack([low, np.roll(low, -1, axis=1), np.roll(high, -1, axis=1), high], axis=2).reshape(-1, 4, 2)
+    quads = np.concatenate([low, high, between])
     along, across = quads[:, 1] - quads[:, 0], quads[:, 3] - quads[:, 0]
     clockwise = along[:, 0] * across[:, 1] < along[:, 1] * across[:, 0]
     quads[clockwise] = quads[clockwise, ::-1]

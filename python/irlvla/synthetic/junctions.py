@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from irlvla.synthetic.angles import Array, between, cosine_sine_of
-from irlvla.synthetic.layouts import Crossing, Layout, Route
+from irlvla.synthetic.layouts import Crossing, Route
 from irlvla.synthetic.roads import Draft, Line, Section, backwards, beside, draw, lengths, placed
 from irlvla.synthetic.world import STEPS, Paint, Signal
 from irlvla.types import Command
@@ -24,8 +24,9 @@ ZEBRA = (0.8, 3.8)  # behind the mouth [m]
 LAMP_HEIGHT = 5.2  # [m]
 AMBER, ALL_RED = 30, 15  # steps
 KERB = 1.5  # people wait so far from the road [m]
+SECTOR = math.radians(30.0)  # of a roundabout's ring, on either side of an arm, that is intersection
 NEAR, PAST_MOUTH = 55.0, 6.0  # at t = 0 the car is at most so far before the mouth or behind it [m]
-LANE_ENDS = {  # outlines of the arrows before a junction: metres ahead and to the left
+ARROWS = {  # outlines of the arrows before a junction: metres ahead and to the left
     Command.STRAIGHT: ((-2, -0.1), (0.8, -0.1), (0.8, -0.35), (2, 0), (0.8, 0.35), (0.8, 0.1), (-2, 0.1)),
     Command.LEFT: ((-2, -0.1), (1.1, -0.1), (1.1, 0.5), (1.5, 0.5), (0.9, 1.1), (0.3, 0.5), (0.7, 0.5), (0.7, 0.1), (-2, 0.1)),
     Command.RIGHT: ((-2, 0.1), (1.1, 0.1), (1.1, -0.5), (1.5, -0.5), (0.9, -1.1), (0.3, -0.5), (0.7, -0.5), (0.7, -0.1), (-2, -0.1)),
@@ -45,6 +46,7 @@ class Plan:
     length: float = 150.0  # of an arm [m]
     bend: float = 0.004  # at most, of an arm [1/m]
     ranks: tuple[int, ...] = (0, 0, 0, 0)  # of the arms: who gives way where there are no lights
+    edge: Paint = Paint.EDGE
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,12 @@ class Arm:
 # -- crossroads and T-junctions ----------------------------------------------------------------------------------------
 
 
-def crossing_roads(rng: np.random.Generator, plan: Plan, lights: Sequence[tuple[Mask, Mask]] = ()) -> tuple[Draft, Layout]:
+def crossing_roads(
+    rng: np.random.Generator, plan: Plan, lights: Sequence[tuple[Mask, Mask]] = ()
+) -> tuple[Draft, list[Arm], list[Route], list[Crossing]]:
     """Arms that meet in one intersection; `lights` are red and amber of each arm, none = who gives way is a matter of rank."""
     draft = Draft()
-    arms = [_arm(rng, draft, plan, j) for j in range(len(plan.directions))]
+    arms = [_arm(rng, draft, plan, j, _mouth(plan, j)) for j in range(len(plan.directions))]
     routes: list[Route] = []
     outline: list[Array] = []
     for j, arm in enumerate(arms):
@@ -95,26 +99,26 @@ def crossing_roads(rng: np.random.Generator, plan: Plan, lights: Sequence[tuple[
             draft.paint.append((Paint.STOP, _across(arm.line, 0.3, 0.0, len(arm.entering) * plan.width)))
     draft.intersections.append(np.concatenate(outline))
     draft.paint += [(Paint.EDGE, kerb) for kerb in outline]
-    crossings = [_zebra(draft, arm, plan, lights[j][0] if lights else None) for j, arm in enumerate(arms)] if plan.straight > ZEBRA[1] else []
-    pavements = [line for arm in arms for line in _pavements(arm, plan.width)]
-    return draft, Layout.of(draft, routes, pavements=tuple(pavements), crossings=tuple(crossings))
+    people = plan.straight > ZEBRA[1]
+    walks = [red for red, _ in lights] or [np.ones(STEPS, dtype=bool)] * len(arms)
+    crossings = [_zebra(draft, arm, plan.width, -sum(ZEBRA) / 2, walk) for arm, walk in zip(arms, walks, strict=True) if people]
+    return draft, arms, routes, crossings
 
 
-def _arm(rng: np.random.Generator, draft: Draft, plan: Plan, j: int) -> Arm:
+def _arm(rng: np.random.Generator, draft: Draft, plan: Plan, j: int, distance: float) -> Arm:
     cosine, sine = cosine_sine_of(plan.directions[j])
-    distance, bend = _mouth(plan, j), between(rng, -plan.bend, plan.bend)
-    pieces = (30.0, 0.0, 0.0), (50.0, 0.0, bend), (plan.length - 80.0, bend, bend)
+    bend, straight = between(rng, -plan.bend, plan.bend), 0.2 * plan.length
+    pieces = (straight, 0.0, 0.0), (0.3 * plan.length, 0.0, bend), (0.5 * plan.length, bend, bend)
     line = draw((distance * cosine, distance * sine, plan.directions[j]), *pieces)
-    return Arm(line, draft.road(line, plan.lanes[j], plan.lanes[j], plan.width, plan.limit, 2, closed=True))
+    return Arm(line, draft.road(line, plan.lanes[j], plan.lanes[j], plan.width, plan.limit, 2, edge=plan.edge, closed=True))
 
 
 def _mouth(plan: Plan, j: int) -> float:
     """How far from the centre an arm begins: where the kerbs of both of its corners have become straight."""
-    count, reach = len(plan.directions), 0.0
+    after, reach = (j + 1) % len(plan.directions), 0.0
     half = [lanes * plan.width for lanes in plan.lanes]
-    for other, angle in ((j - 1, plan.directions[j] - plan.directions[j - 1]), ((j + 1) % count, 0.0)):
-        angle = angle or plan.directions[other] - plan.directions[j]
-        angle %= 2.0 * math.pi
+    for other, first, last in ((j - 1, j - 1, j), (after, j, after)):
+        angle = (plan.directions[last] - plan.directions[first]) % (2.0 * math.pi)
         if angle < 0.9 * math.pi:
             cosine, sine = cosine_sine_of(angle)
             c, s = cosine_sine_of(0.5 * angle)
@@ -144,8 +148,12 @@ def _pairs(entering: list[int], leaving: list[int], command: Command, *, three_w
 
 def _route(draft: Draft, arm: Arm, to: Arm, pair: tuple[int, int], connector: int, command: Command) -> Route:
     way_in = arm.way_in(pair[0])
-    mouth = sum(float(lengths(draft.lanes[lane].centerline)[-1]) for lane in way_in)
+    mouth = _length(draft, way_in)
     return Route((*way_in, connector, *to.way_out(pair[1])), command, mouth - NEAR, mouth + PAST_MOUTH, mouth)
+
+
+def _length(draft: Draft, lanes: Sequence[int]) -> float:
+    return sum(float(lengths(draft.lanes[lane].centerline)[-1]) for lane in lanes)
 
 
 def _signal(plan: Plan, arms: Sequence[Arm], j: int, red: Mask, amber: Mask) -> Signal:
@@ -160,7 +168,7 @@ def _signal(plan: Plan, arms: Sequence[Arm], j: int, red: Mask, amber: Mask) -> 
 def _arrows(draft: Draft, pairs: list[tuple[int, int]], command: Command) -> None:
     for lane, _ in pairs:
         pose = placed(draft.lanes[lane].centerline[-1], -10.0, 0.0)
-        draft.paint.append((Paint.ARROW, np.array([placed(pose, *point)[:2] for point in LANE_ENDS[command]])))
+        draft.paint.append((Paint.ARROW, np.array([placed(pose, *point)[:2] for point in ARROWS[command]])))
 
 
 def _across(line: Line, ahead: float, right: float, left: float) -> Array:
@@ -168,27 +176,25 @@ def _across(line: Line, ahead: float, right: float, left: float) -> Array:
     return np.array([placed(line[0], ahead, right)[:2], placed(line[0], ahead, left)[:2]])
 
 
-def _zebra(draft: Draft, arm: Arm, plan: Plan, red: Mask | None, near: float = -ZEBRA[1], far: float = -ZEBRA[0]) -> Crossing:
-    """A crossing of an arm between two distances from its mouth; people start on the side of the entering lanes."""
-    half = len(arm.entering) * plan.width
-    corner = [(near, -half), (far, -half), (far, half), (near, half)]
+def _zebra(draft: Draft, arm: Arm, width: float, middle: float, walk: Mask) -> Crossing:
+    """A crossing `middle` metres up an arm, or behind its mouth; people start on the side of the entering lanes."""
+    half, depth = len(arm.entering) * width, 0.5 * (ZEBRA[1] - ZEBRA[0])
+    corner = [(middle - depth, -half), (middle + depth, -half), (middle + depth, half), (middle - depth, half)]
     draft.paint.append((Paint.CROSSING, np.array([placed(arm.line[0], *point)[:2] for point in corner])))
-    middle, lanes = 0.5 * (near + far), []
-    for k, (entering, leaving) in enumerate(zip(arm.entering, arm.leaving, strict=True)):
-        inner, outer = k * plan.width, (k + 1) * plan.width
-        for side, lane in ((-1, entering), (1, leaving)):
-            others = [(a if side > 0 else b) for a, b in draft.links if (b if side > 0 else a) == lane] if middle < 0.0 else [lane]
-            for other in others:
-                length = float(lengths(draft.lanes[other].centerline)[-1])
-                along = -middle if side < 0 else length + middle
-                along = along if middle < 0.0 else (length - middle if side < 0 else middle)
-                lanes.append((other, along, KERB + half + side * inner, KERB + half + side * outer))
-    start = placed(arm.line[0], middle, half + KERB)
-    ordered = tuple((lane, along, min(a, b), max(a, b)) for lane, along, a, b in lanes)
-    return Crossing((start[0], start[1], start[2] - math.pi / 2), 2 * (half + KERB), ordered, np.ones(STEPS, dtype=bool) if red is None else red)
+    crossed = []
+    for sign, own, end in ((-1, arm.entering, 1), (1, arm.leaving, 0)):
+        for k, lane in enumerate(own):
+            low, high = sorted((KERB + half + sign * k * width, KERB + half + sign * (k + 1) * width))
+            for found in [lane] if middle > 0.0 else [link[end] for link in draft.links if link[1 - end] == lane]:
+                length = float(lengths(draft.lanes[found].centerline)[-1])
+                from_mouth = middle if middle > 0.0 else -middle
+                at_start = (sign > 0) == (middle > 0.0)
+                crossed.append((found, from_mouth if at_start else length - from_mouth, low, high))
+    x, y, heading = placed(arm.line[0], middle, half + KERB)
+    return Crossing(np.array([x, y, heading - math.pi / 2]), 2.0 * (half + KERB), tuple(crossed), walk)
 
 
-def _pavements(arm: Arm, width: float) -> list[Line]:
+def pavements(arm: Arm, width: float) -> list[Line]:
     """Lines that people walk along, on both sides of an arm."""
     away = len(arm.entering) * width + KERB + 0.5
     return [beside(arm.line[5:], away), beside(arm.line[5:], -away)]
@@ -201,3 +207,48 @@ def two_phases(rng: np.random.Generator) -> list[tuple[Mask, Mask]]:
     first = step >= change, (step >= change - AMBER) & (step < change)
     second = step < change + ALL_RED, np.zeros(STEPS, dtype=bool)
     return [first, second] if rng.random() < 0.6 else [second, first]
+
+
+# -- roundabouts -------------------------------------------------------------------------------------------------------
+
+
+def circle_roads(rng: np.random.Generator, plan: Plan, radius: float) -> tuple[Draft, list[Arm], list[Route], list[Crossing]]:
+    """A ring of one lane, driven counter-clockwise, with an arm of one lane each way in every direction of the plan.
+
+    Where an arm meets the ring is an intersection; between them the ring is a road.
+    """
+    draft, count, half = Draft(), len(plan.directions), 0.5 * plan.width
+    cosine, sine = cosine_sine_of(SECTOR)
+    tangent = (radius * sine - half) / cosine  # of the curves between ring and arm
+    mouth = radius * cosine + tangent * (1.0 + sine) + 0.5
+    arms = [_arm(rng, draft, plan, j, mouth) for j in range(count)]
+    circle = [_ring_lane(draft, plan, radius, j) for j in range(count)]
+    entries, passages, exits = [], [], []
+    for j, arm in enumerate(arms):
+        entries += draft.connect([(arm.entering[0], circle[j])], limit=plan.limit)
+        passages += draft.connect([(circle[j - 1], circle[j])], rank=3)
+        exits += draft.connect([(circle[j - 1], arm.leaving[0])], rank=3)
+        kerbs = draft.edges[exits[j]][1], draft.edges[entries[j]][1], draft.edges[passages[j]][0]
+        draft.intersections.append(np.concatenate([kerbs[0], kerbs[1], kerbs[2][::-1]]))
+        draft.paint += [(Paint.EDGE, kerb) for kerb in kerbs]
+        draft.paint.append((Paint.STOP, _across(arm.line, 0.3, 0.0, plan.width)))
+    routes = []
+    for j, arm in enumerate(arms):
+        for to, command in _movements(plan.directions, j):
+            passed = [(j + i) % count for i in range(1, (to - j) % count)]
+            lanes = [entries[j], circle[j], *(lane for i in passed for lane in (passages[i], circle[i])), exits[to]]
+            way_in = arm.way_in(arm.entering[0])
+            length = _length(draft, way_in)
+            routes.append(Route((*way_in, *lanes, *arms[to].way_out(arms[to].leaving[0])), command, length - NEAR, length + 20.0, length))
+    always = np.ones(STEPS, dtype=bool)
+    return draft, arms, routes, [_zebra(draft, arm, plan.width, 5.0, always) for arm in arms]
+
+
+def _ring_lane(draft: Draft, plan: Plan, radius: float, j: int) -> int:
+    """The lane of the ring from one arm to the next."""
+    first = plan.directions[j] + SECTOR
+    turn = (plan.directions[(j + 1) % len(plan.directions)] - SECTOR - first) % (2.0 * math.pi)
+    inner = radius - 0.5 * plan.width
+    cosine, sine = cosine_sine_of(first)
+    line = draw((inner * cosine, inner * sine, first + math.pi / 2), (inner * turn, 1.0 / inner, 1.0 / inner))
+    return draft.road(line, 1, 0, plan.width, plan.limit)[0].along[0]

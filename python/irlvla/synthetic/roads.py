@@ -80,7 +80,9 @@ def connection(start: Pose, end: Pose, straight: float) -> Line:
     before = ahead - after * cosine
     _, tangent = _half(turn)
     reach = min(before, after) - straight
-    line = draw(start, *_positive((before - reach, 0.0), (reach / tangent * abs(turn), math.copysign(tangent / reach, turn)), (after - reach, 0.0)))
+    line = draw(
+        start, *_positive((before - reach, 0.0), (reach / tangent * abs(turn), math.copysign(tangent / reach, turn)), (after - reach, 0.0))
+    )
     line[-1, :2] = end[:2]
     return line
 
@@ -105,7 +107,9 @@ def _shift(start: Pose, end: Pose, ahead: float, left: float, turn: float) -> Li
     slope = u * (2.0 * (3.0 * left - bend) + 3.0 * u * (bend - 2.0 * left)) / ahead
     cosine, sine = cosine_sine_of(float(start[2]))
     x, y = u * ahead, shift
-    line = np.stack([start[0] + cosine * x - sine * y, start[1] + sine * x + cosine * y, start[2] + angle_of(np.ones_like(u), slope)], axis=-1)
+    line = np.stack(
+        [start[0] + cosine * x - sine * y, start[1] + sine * x + cosine * y, start[2] + angle_of(np.ones_like(u), slope)], axis=-1
+    )
     line[-1, :2] = end[:2]
     return line
 
@@ -141,6 +145,7 @@ class Draft:
     ranks: list[int] = field(default_factory=list)  # who gives way where lanes cross: the lower rank
     edges: list[tuple[Array, Array]] = field(default_factory=list)  # of each lane: left and right
     links: list[tuple[int, int]] = field(default_factory=list)  # lane, successor
+    opposites: dict[int, int] = field(default_factory=dict)  # lanes to the left of which another is driven the other way
     roadblocks: list[Array] = field(default_factory=list)
     intersections: list[Array] = field(default_factory=list)
     carparks: list[Array] = field(default_factory=list)
@@ -148,7 +153,16 @@ class Draft:
     signals: list[Signal] = field(default_factory=list)
 
     def road(
-        self, line: Line, along: int, against: int, width: float, limit: float, sections: int = 1, *, closed: bool = False
+        self,
+        line: Line,
+        along: int,
+        against: int,
+        width: float,
+        limit: float,
+        sections: int = 1,
+        *,
+        edge: Paint = Paint.EDGE,
+        closed: bool = False,
     ) -> list[Section]:
         """Lanes on both sides of a line, in sections of equal length. `closed`: both ways end at the start of the line."""
         halves = range(-2 * against, 2 * along + 1)
@@ -162,12 +176,17 @@ class Draft:
             keep = first + corners(line[span])
             right = self._side([centres[k][span] for k in range(along)], [borders[k][keep] for k in range(along + 1)], width, limit)
             left = self._side(
-                [backwards(centres[-k - 1][span]) for k in range(against)], [borders[-k][keep[::-1]] for k in range(against + 1)], width, limit
+                [backwards(centres[-k - 1][span]) for k in range(against)],
+                [borders[-k][keep[::-1]] for k in range(against + 1)],
+                width,
+                limit,
             )
             made.append(Section(right, left))
+            if right and left:
+                self.opposites |= {right[0]: left[0], left[0]: right[0]}
         for one, two in zip(made, made[1:], strict=False):
             self.links += [*zip(one.along, two.along, strict=True), *zip(two.against, one.against, strict=True)]
-        self._line_paint(line, borders, along, against, closed=closed)
+        self._line_paint(line, borders, along, against, edge, closed=closed)
         return made
 
     def _side(self, centres: list[Line], borders: list[Array], width: float, limit: float) -> list[int]:
@@ -185,15 +204,19 @@ class Draft:
         self, centre: Line, left: Array, right: Array, layer: Layer, width: float, limit: float, block: int,
         left_lane: int | None = None, right_lane: int | None = None, signal: int | None = None, rank: int = 0,
     ) -> int:  # fmt: skip
-        self.lanes.append(
-            Lane(centre, ring(left, right), layer, width, limit, block, left=left_lane, right=right_lane, signal=signal)
-        )
+        self.lanes.append(Lane(centre, ring(left, right), layer, width, limit, block, left=left_lane, right=right_lane, signal=signal))
         self.edges.append((left, right))
         self.ranks.append(rank)
         return len(self.lanes) - 1
 
     def connect(
-        self, pairs: Iterable[tuple[int, int]], straight: float = 0.0, *, limit: float | None = None, signal: int | None = None, rank: int = 0
+        self,
+        pairs: Iterable[tuple[int, int]],
+        straight: float = 0.0,
+        *,
+        limit: float | None = None,
+        signal: int | None = None,
+        rank: int = 0,
     ) -> list[int]:
         """Connectors from lanes to lanes, from the left to the right: one roadblock."""
         block, made = len(self.roadblocks), []
@@ -204,18 +227,20 @@ class Draft:
             half = 0.5 * source.width
             left, right = beside(line[keep], np.array([[half], [-half]]))[..., :2]
             made.append(
-                self._lane(line, left, right, Layer.LANE_CONNECTOR, source.width, limit or target.speed_limit, block, signal=signal, rank=rank)
+                self._lane(
+                    line, left, right, Layer.LANE_CONNECTOR, source.width, limit or target.speed_limit, block, signal=signal, rank=rank
+                )
             )
             self.links += [(before, made[-1]), (made[-1], after)]
         self.roadblocks.append(ring(self.edges[made[0]][0], self.edges[made[-1]][1]))
         return made
 
-    def _line_paint(self, line: Line, borders: dict[int, Array], along: int, against: int, *, closed: bool) -> None:
+    def _line_paint(self, line: Line, borders: dict[int, Array], along: int, against: int, edge: Paint, *, closed: bool) -> None:
         keep = corners(line)
         near = round(SOLID_BEFORE_STOP / SPACING)
         for k, border in borders.items():
             if k in (-against, along):
-                self.paint.append((Paint.EDGE, border[keep]))
+                self.paint.append((edge, border[keep]))
             elif k == 0:
                 self.paint.append((Paint.CENTRE, border[keep]))
             elif k < 0 and closed:  # towards the junction
@@ -223,6 +248,13 @@ class Draft:
                 self.paint.append((Paint.DASHED, border[np.concatenate([[near], keep[keep > near]])]))
             else:
                 self.paint.append((Paint.DASHED, border[keep]))
+
+    def parking(self, line: Line, inner: float, outer: float) -> None:
+        """A strip beside a line where cars park, and its kerb."""
+        keep = corners(line)
+        near, far = beside(line[keep], np.array([[inner], [outer]]))[..., :2]
+        self.carparks.append(ring(near, far) if inner > outer else ring(far, near))
+        self.paint.append((Paint.EDGE, far))
 
     def roads(self) -> Roads:
         """What was drafted, with all links known."""

@@ -6,7 +6,7 @@ of 0.1 s from -2.0 s to 5.0 s; t = 0 is the moment at which a policy is asked to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -55,7 +55,8 @@ class Signal:
 
     position: Float[np.ndarray, "3"]  # of the lamp box [m]
     heading: float  # driving direction of those it governs
-    red: Bool[np.ndarray, " STEPS"]  # not red = green
+    red: Bool[np.ndarray, " STEPS"]  # neither red nor amber = green
+    amber: Bool[np.ndarray, " STEPS"] = field(default_factory=lambda: np.zeros(STEPS, dtype=bool))  # before it turns red
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Polygons painted over images: what the cameras of the embedded world draw with.
 
-The slow, obvious twin is `irlvla.ops.reference.pictures`.
+The slow, obvious twin is `irlvla.ops.reference.painting`.
 """
 
 from __future__ import annotations

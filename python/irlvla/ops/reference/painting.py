@@ -18,7 +18,7 @@ def paint(
     image_offsets: Tensor,
     colours: Float[Tensor, "S 4"],
 ) -> UInt8[Tensor, "N 3 H W"]:
-    """As `irlvla.ops.pictures.paint`."""
+    """As `irlvla.ops.painting.paint`."""
     painted = images.double().numpy()
     corners, rings, shapes, drawn = (np.asarray(a) for a in (points, ring_offsets, shape_offsets, image_offsets))
     for image in range(len(painted)):
