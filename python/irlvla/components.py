@@ -65,6 +65,7 @@ class Component:
 
     kind: ClassVar[str]
     label: str = ""  #: "planner 'spline' (irlvla-acme 0.3.1)": set by the registry that built it
+    runtime: Mapping[str, Any] = {}  #: what it was built with beside its config, as the registry gave it
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -13,7 +13,6 @@ Frames, said once. Metres, radians, seconds; headings counter-clockwise.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import os
@@ -114,6 +113,9 @@ class Batch:
     Ragged data is packed, never padded: a field made with `rows_of("agent")` holds the rows of all scenes one after
     the other, and the field made with `offsets_of("agent")` says which belong to whom. Optional fields may be None;
     numbers and strings describe the whole batch.
+
+    A type of tensors alone is dense: its items have one axis less. A type with names or ragged rows, its own or of a
+    batch in it, has no axis to drop: its items are batches of one, and stacking them is `cat`.
     """
 
     def __getstate__(self) -> dict[str, Any]:
@@ -138,10 +140,17 @@ class Batch:
         for name, value in self._fields():
             metadata = type(self).__dataclass_fields__[name].metadata
             if "rows" not in metadata:
-                if isinstance(value, Tensor) and value.ndim == 0:
+                first = next(iter(value.values())) if isinstance(value, dict) else value
+                if isinstance(first, Tensor) and first.ndim == 0:
                     raise InputError(f"this {type(self).__name__} is a single item: it has no leading axis left")
-                return len(next(iter(value.values())) if isinstance(value, dict) else value) - ("offsets" in metadata)
+                return len(first) - ("offsets" in metadata)
         raise InputError(f"{type(self).__name__} holds no data")
+
+    def _dense(self) -> bool:
+        """Whether an item has one axis less, instead of being a batch of one."""
+        if self._groups():
+            return False
+        return not any(isinstance(value, tuple) or (isinstance(value, Batch) and not value._dense()) for _, value in self._fields())
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Names and values of the tensors that are present; those of a nested batch as "details.states"."""
@@ -149,9 +158,8 @@ class Batch:
             if isinstance(value, Tensor):
                 yield name, value
             elif not isinstance(value, tuple):
-                yield from (
-                    (f"{name}.{inner}", tensor) for inner, tensor in (value if isinstance(value, dict) else dict(value.tensors())).items()
-                )
+                inner = value.items() if isinstance(value, dict) else value.tensors()
+                yield from ((f"{name}.{key}", tensor) for key, tensor in inner)
 
     @property
     def device(self) -> torch.device:
@@ -159,30 +167,44 @@ class Batch:
             return value.device
         raise InputError(f"{type(self).__name__} holds no data")
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        return dataclasses.replace(self, **{name: _change(value, change) for name, value in self._fields() if not isinstance(value, tuple)})
+    def _map(self, change: Callable[[Any], Any]) -> Self:
+        """Change every tensor, and every batch in this one as a whole."""
+        changed = {}
+        for name, value in self._fields():
+            if not isinstance(value, tuple):
+                changed[name] = {key: change(tensor) for key, tensor in value.items()} if isinstance(value, dict) else change(value)
+        return dataclasses.replace(self, **changed)
 
     def to(
         self, device: str | int | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None, non_blocking: bool = False
     ) -> Self:
-        """As `torch.Tensor.to`; a dtype applies to floating-point fields only."""
+        """As `torch.Tensor.to`. A dtype applies to floating-point fields only, and not to a scene that is part of another batch:
+        its geometry decides metrics and stays as exact as it is.
+        """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         if dtype is not None and not dtype.is_floating_point:
             raise InputError(f"to({dtype}): a floating-point dtype is needed, integer and boolean fields keep theirs")
-        return self._map(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None, non_blocking=non_blocking))
+
+        def move(value: Any) -> Any:
+            keep = bool(value._groups()) if isinstance(value, Batch) else not value.is_floating_point()
+            return value.to(device=device, dtype=None if keep else dtype, non_blocking=non_blocking)
+
+        return self._map(move)
 
     def pin_memory(self) -> Self:
-        return self._map(Tensor.pin_memory)
+        return self._map(lambda value: value.pin_memory())
 
     # -- selection ---------------------------------------------------------------------------------------------------
     def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor) -> Self:
-        """Select along the leading axis. An int drops the axis of dense types; of ragged types it keeps a batch of one."""
+        """Select along the leading axis. An int drops the axis of dense types; of others it keeps a batch of one."""
         rows = _rows(index, len(self))
+        if isinstance(rows, int) and not self._dense():
+            rows = torch.tensor([rows])
         if not self._groups():
             view = index if isinstance(index, slice) and (index.step or 1) > 0 else rows
             return dataclasses.replace(self, **{name: _take(name, value, view) for name, value in self._fields()})
-        chosen, picked = {"scene": np.atleast_1d(rows.cpu().numpy() if isinstance(rows, Tensor) else rows)}, {}
+        chosen, picked = {"scene": torch.as_tensor(rows).cpu().numpy()}, {}
         for group, (parent, name) in self._groups().items():
             bounds = getattr(self, name).cpu().numpy()
             starts, ends = bounds[chosen[parent]], bounds[chosen[parent] + 1]
@@ -207,8 +229,8 @@ class Batch:
 
     @classmethod
     def stack(cls, items: Iterable[Self]) -> Self:
-        """Add a leading axis to dense types; ragged types are always batches, so stacking them is `cat`."""
-        return cls.cat(items if cls._groups() else [item._map(lambda t: t[None]) for item in items])
+        """Put items together: the inverse of selecting them one by one."""
+        return cls.cat(_with_axis(item) if item._dense() else item for item in items)
 
     # -- files -------------------------------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -236,32 +258,35 @@ class Batch:
         if metadata.get("checksum") != _checksum(fields, tensors):
             raise FileError(f"{path} is corrupt: its content does not match its checksum; write it again with {cls.__name__}.save")
         try:
-            values: dict[str, Any] = json.loads(fields)
-            for name, tensor in tensors.items():
-                *outer, last = name.split(".")
-                functools.reduce(lambda node, key: node[key], outer, values)[last] = tensor
-            return cls._build(values).to(device)
-        except (KeyError, StopIteration, TypeError, ValueError) as error:
+            return cls._build(json.loads(fields), tensors).to(device)
+        except (TypeError, ValueError) as error:
             raise FileError(f"{path} was written by another version of {cls.__name__}: {error}") from error
 
     def _plain(self) -> dict[str, Any]:
-        """Everything but the tensors, nested batches as dictionaries: what JSON can hold."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain = {k: v._plain() if isinstance(v, Batch) else v for k, v in values.items() if not isinstance(v, Tensor)}
-        return {k: {} if isinstance(v, dict) and not isinstance(values[k], Batch) else v for k, v in plain.items()}
+        """Everything but the tensors, as JSON can hold it: batches are dictionaries, and dictionaries of tensors are empty."""
+        plain: dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if not isinstance(value, Tensor):
+                plain[f.name] = value._plain() if isinstance(value, Batch) else {} if isinstance(value, dict) else value
+        return plain
 
     @classmethod
-    def _build(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `_plain`, tensors included."""
+    def _build(cls, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The inverse of `_plain` and `tensors`."""
+        values = {**plain, **{name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in plain}}
         names = {f.name for f in dataclasses.fields(cls)}
         if names != values.keys():
             raise ValueError(f"it has the fields {sorted(values)}, {cls.__name__} needs {sorted(names)}")
-        built = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        for name in [name for name, value in values.items() if isinstance(value, dict)]:
-            hint = get_type_hints(cls)[name]
-            kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and issubclass(kind, Batch)]
-            built[name] = kinds[0]._build(values[name]) if kinds else values[name]
-        return cls(**built)
+        for name, value in plain.items():
+            if isinstance(value, list):
+                values[name] = tuple(value)
+            elif isinstance(value, dict):
+                inner = {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+                hint = get_type_hints(cls)[name]
+                kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and issubclass(kind, Batch)]
+                values[name] = kinds[0]._build(value, inner) if kinds else inner
+        return cls(**values)
 
 
 def _rows(index: Any, count: int) -> int | Tensor:
@@ -287,10 +312,9 @@ def _rows(index: Any, count: int) -> int | Tensor:
     return int(rows) if rows.ndim == 0 else rows
 
 
-def _change(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, dict):
-        return {name: change(tensor) for name, tensor in value.items()}
-    return value._map(change) if isinstance(value, Batch) else change(value)
+def _with_axis(value: Any) -> Any:
+    """A dense batch, or a tensor, with a leading axis of one."""
+    return value._map(_with_axis) if isinstance(value, Batch) else value[None]
 
 
 def _take(name: str, value: Any, index: int | slice | Tensor) -> Any:
@@ -358,7 +382,7 @@ class Scene(Batch):
     time_us: Int[Tensor, " B"]  # time stamp of the initial ego state [us]
     ego: Float[Tensor, "B 11"]  # initial state, columns of StateIndex
     history_time_us: Int[Tensor, "B H"]
-    history: Float[Tensor, "B H 8"]  # logged ego up to t = 0: x y heading vx vy ax ay steering
+    history: Float[Tensor, "B H 8"]  # logged ego up to t = 0, columns of StateIndex up to steering
     human: Float[Tensor, "B T 3"]  # the human's drive, ego frame; NaN = none recorded (no human filter then)
     human_dt: float  # seconds between the human's poses
     human_values: Float[Tensor, "B 9"] | None  # sub-metrics of the human drive, if scored elsewhere; None = score it here
@@ -388,13 +412,19 @@ class Scene(Batch):
     centerline_offsets: Int[Tensor, " B+1"] = offsets_of("centerline")
     centerline: Float[Tensor, "L 3"] = rows_of("centerline")  # x y heading
 
+    def in_ego_frame(self, poses: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 3"]:
+        """Poses of the map frame in the ego frame of their scene."""
+        dx, dy, turn = (poses - self.ego[:, None, :3]).unbind(-1)
+        cos, sin = self.ego[:, 2:3].cos(), self.ego[:, 2:3].sin()
+        return torch.stack([cos * dx + sin * dy, cos * dy - sin * dx, torch.atan2(turn.sin(), turn.cos())], -1)
+
 
 @dataclass(frozen=True)
 class Observation(Batch):
     """What a policy may see in B scenes: sensors, its own state, and where it is told to go."""
 
     token: tuple[str, ...]  # B names, as in Scene
-    ego: Float[Tensor, "B H 8"]  # x y heading vx vy ax ay steering, ego frame, oldest first, the last at t = 0
+    ego: Float[Tensor, "B H 8"]  # oldest first, the last at t = 0; columns of StateIndex up to steering, the pose in the ego frame
     command: Int[Tensor, " B"]  # Command
     images: Tensor | None = None  # "B C 3 H W" uint8, or floats in [0, 1]
     intrinsics: Float[Tensor, "B C 3 3"] | None = None  # pinhole, pixels of `images`: x right, y down, z forward
@@ -423,11 +453,13 @@ class Features(Batch):
 
     def merged(self, other: Features) -> Features:
         """The features of both; of one observation. Raises `InputError` if both made the same tokens."""
-        mine, theirs = ({name: value for name, value in features._fields() if name != "observation"} for features in (self, other))
-        twice = (mine.keys() & theirs.keys()) - {"predictions"} | (self.predictions.keys() & other.predictions.keys())
+        mine, theirs = (
+            {name: value for name, value in features._fields() if name not in ("observation", "predictions")} for features in (self, other)
+        )
+        twice = (mine.keys() & theirs.keys()) | (self.predictions.keys() & other.predictions.keys())
         if twice:
             raise InputError(f"both the backbone and the reasoner make {', '.join(sorted(twice))}; one of them must not")
-        return dataclasses.replace(self, **{**theirs, "predictions": self.predictions | other.predictions})
+        return dataclasses.replace(self, **theirs, predictions=self.predictions | other.predictions)
 
 
 @dataclass(frozen=True)
@@ -448,10 +480,11 @@ class Plan(Batch):
     score: Float[Tensor, "B K"] | None = None  # the planner's own preference: the highest is driven, without one the first
 
     def best(self) -> Trajectory:
-        """The proposal that would be driven."""
+        """The proposal that would be driven, "B T 3"; of equals the first."""
         if self.score is None:
-            return Trajectory(self.poses[:, 0], self.dt)
-        return Trajectory(self.poses[torch.arange(len(self.poses), device=self.poses.device), self.score.argmax(dim=1)], self.dt)
+            return Trajectory(self.poses[..., 0, :, :], self.dt)
+        row = self.score.argmax(dim=-1)[..., None, None, None]
+        return Trajectory(self.poses.take_along_dim(row, dim=-3).squeeze(-3), self.dt)
 
 
 @dataclass(frozen=True)
@@ -525,7 +558,7 @@ class Rollout(Batch):
     """What an RL algorithm learns from: K sampled plans in each of B scenes and how they were rewarded."""
 
     observation: Observation
-    human: Float[Tensor, "B T 3"]  # the human's drive, ego frame: for the imitation anchor
+    human: Trajectory  # poses "B T 3" of the human's drive, for the imitation anchor; NaN = none recorded
     plan: Plan
     log_prob: Float[Tensor, "B K D"]  # of each sampling step, under the policy that sampled
     reward: Float[Tensor, "B K"]
