@@ -35,7 +35,7 @@ from irlvla.errors import ConfigError, ContractError, FileError, InputError
 from irlvla.hooks import hookimpl
 from irlvla.registry import Entry, Plugin, Registry, installed
 from irlvla.registry.discovery import manager
-from irlvla.run import Run, RunConfig, environment, progress
+from irlvla.run import Run, RunConfig, environment, journal, progress
 
 # -- a stage -----------------------------------------------------------------------------------------------------------
 

@@ -138,7 +138,7 @@ def check(
     files = list(plugin or ())
     if package.endswith(".py"):
         files.append(Path(package))
-        package = str(Path(package).resolve())
+        package = str(Path(package).expanduser().resolve())
     add_plugins(files)
     results = check_plugin(package, device.value)
     if as_json:
