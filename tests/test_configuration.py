@@ -574,3 +574,15 @@ def test_every_kind_is_pluggable(kind: str) -> None:
     assert read(Any_).one is None
     with pytest.raises(PluginError, match=rf"one: no {kind} named 'nothing'"):
         read(Any_, {"one": "nothing"})
+
+
+def test_a_flag_is_no_number() -> None:
+    """YAML reads a bare yes as true; pydantic alone would take it for 1."""
+
+    class Batches(Config):
+        batch: int = 4
+        shuffle: bool = False
+
+    assert read(Batches, overrides=["shuffle=yes"]).shuffle
+    with pytest.raises(ConfigError, match="batch: must be a number, got True"):
+        read(Batches, overrides=["batch=yes"])

@@ -35,7 +35,7 @@ from irlvla.errors import ConfigError, ContractError, FileError, InputError
 from irlvla.hooks import hookimpl
 from irlvla.registry import Entry, Plugin, Registry, installed
 from irlvla.registry.discovery import manager
-from irlvla.run import Run, RunConfig, environment, journal, progress
+from irlvla.run import Run, TrainingConfig, environment, journal, progress
 
 # -- a stage -----------------------------------------------------------------------------------------------------------
 
@@ -53,14 +53,14 @@ class Judge(components.RewardModel):
         return self.layer(self.drop(x))
 
 
-class TrainConfig(RunConfig):
+class TrainConfig(TrainingConfig):
     steps: int = 4
     batch: int = 4
     rate: float = 0.1
     stop: int = 100
     reward: Spec = pluggable("reward_model", "judge")
 
-    may_change = RunConfig.may_change | {"stop"}
+    may_change = TrainingConfig.may_change | {"stop"}
 
 
 def train(config: TrainConfig, each: Callable[[Run, int], None] = lambda run, step: None) -> Path:
@@ -129,7 +129,7 @@ def test_environment(known: Registry, tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "mine.py").write_text("# mine")
     for command in (["init", "-q"], ["add", "mine.py"], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "c"]):
         subprocess.run(["git", *command], check=True)
-    with Run.start("train", RunConfig(out=Path("run"), device="cpu")):
+    with Run.start("train", TrainingConfig(out=Path("run"), device="cpu")):
         pass
     facts = json.loads(Path("run/environment.json").read_text())
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -165,7 +165,7 @@ def test_a_default_directory_is_new(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(journal, "datetime", Clock)
     for name in ("imitate-20260102-030405", "imitate-20260102-030405-2", "imitate-20260102-030405-3"):
-        with Run.start("imitate", RunConfig(device="cpu")) as run:
+        with Run.start("imitate", TrainingConfig(device="cpu")) as run:
             assert run.directory == Path("runs", name)
 
 
@@ -240,7 +240,7 @@ def test_resuming_with_another_configuration(known: Registry):
     assert str(caught.value).split("\n")[1:] == ["  rate: 0.2, and it began with 0.1", "  reward.width: 4, and it began with 3"]
     with pytest.raises(ConfigError, match="run holds a run of train, which reward cannot resume"), Run.start("reward", config):
         pass
-    with pytest.raises(ConfigError, match="resume=true needs out=DIRECTORY"), Run.start("train", RunConfig(resume=True)):
+    with pytest.raises(ConfigError, match="resume=true needs out=DIRECTORY"), Run.start("train", TrainingConfig(resume=True)):
         pass
     Path("run/environment.json").write_text("{")
     with pytest.raises(FileError, match=r"environment\.json cannot be read"):
@@ -285,7 +285,7 @@ def test_what_cannot_be_saved_ends_the_run(known: Registry, monkeypatch: pytest.
 
 
 def start(**settings: Any) -> Any:
-    return Run.start("train", RunConfig(out=Path(f"run-{next(_count)}"), **{"device": "cpu", **settings}))
+    return Run.start("train", TrainingConfig(out=Path(f"run-{next(_count)}"), **{"device": "cpu", **settings}))
 
 
 _count = itertools.count()
@@ -311,9 +311,9 @@ def test_a_launcher_that_asks_for_something_else(monkeypatch: pytest.MonkeyPatch
 
 
 def test_yaml_reads_no_as_false():
-    assert configuration.read(RunConfig, overrides=["precision=no"]).precision == "no"
+    assert configuration.read(TrainingConfig, overrides=["precision=no"]).precision == "no"
     with pytest.raises(ConfigError, match="precision"):
-        configuration.read(RunConfig, overrides=["precision=yes"])
+        configuration.read(TrainingConfig, overrides=["precision=yes"])
 
 
 def test_runs_with_different_precision_one_after_the_other(device: str):
@@ -677,7 +677,7 @@ def one_of_two() -> None:
         train(TrainConfig(out=Path("parts"), device="cpu"), kill_at(3))
     except Kill:
         train(TrainConfig(out=Path("parts"), device="cpu", resume=True))
-    with Run.start("train", RunConfig(device="cpu", precision="bf16")) as run:
+    with Run.start("train", TrainingConfig(device="cpu", precision="bf16")) as run:
         mine = torch.rand(1, generator=run.generator())
         both = run.gather(mine)
         assert len(both.unique()) == 2

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from irlvla.registry import build as build
     from irlvla.run import Run as Run
     from irlvla.run import RunConfig as RunConfig
+    from irlvla.run import TrainingConfig as TrainingConfig
     from irlvla.scoring import epdms as epdms
     from irlvla.types import METRICS as METRICS
     from irlvla.types import Batch as Batch
@@ -74,7 +75,7 @@ _NAMES = {
     "hooks": ("hookimpl",),
     "pdm": ("pdm_closed",),
     "registry": ("build",),
-    "run": ("Run", "RunConfig"),
+    "run": ("Run", "RunConfig", "TrainingConfig"),
     "scoring": ("epdms",),
     "types": (
         "METRICS",

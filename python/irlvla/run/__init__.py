@@ -16,6 +16,7 @@ code runs under `python`, `torchrun` and `accelerate launch`, in one process or 
 
 from __future__ import annotations
 
+import atexit
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -28,7 +29,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadcast_object_list, set_seed
 from pydantic import BeforeValidator, Field
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor, distributed, nn
 
 from irlvla.checkpoint import last_checkpoint, save_checkpoint, step_of
 from irlvla.components import Config, Policy
@@ -48,12 +49,19 @@ class RunConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto is CUDA if there is one")
     seed: int = Field(0, ge=0, lt=2**31, description="of all random numbers")
     precision: _Precision = Field("no", description="mixed precision")
-    accumulate: int = Field(1, ge=1, description="batches whose gradients are added up for one step of the optimizer")
     resume: bool = Field(False, description="continue the run in `out` from its last checkpoint; begin it if there is none")
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"out", "device", "resume"})
+    """Fields that may change when a run is resumed."""
+
+
+class TrainingConfig(RunConfig):
+    """What the configurations of stages that train have in common."""
+
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are added up for one step of the optimizer")
     keep: int = Field(3, ge=1, description="how many checkpoints stay, the newest")
 
-    may_change: ClassVar[frozenset[str]] = frozenset({"out", "device", "resume", "keep"})
-    """Fields that may change when a run is resumed."""
+    may_change = RunConfig.may_change | {"keep"}
 
 
 class Run:
@@ -209,8 +217,9 @@ class Run:
         Raises:
             ContractError, PluginError, FileError: as `irlvla.save_pretrained`.
         """
+        keep = self.config.keep if isinstance(self.config, TrainingConfig) else None
         if self.is_main:
-            return save_checkpoint(self._checkpoints, step, cast(Policy, self.unwrap(model)), self._write_state, self.config.keep)
+            return save_checkpoint(self._checkpoints, step, cast(Policy, self.unwrap(model)), self._write_state, keep)
         self._write_state(None)
         return self._checkpoints / f"step-{step}"
 
@@ -250,22 +259,31 @@ def _accelerator(config: RunConfig) -> Iterator[Accelerator]:
     if AcceleratorState._shared_state:
         raise InputError("another run, or another accelerate.Accelerator, is in progress in this process. End it first")
     _require_device(config)
+    batches = config.accumulate if isinstance(config, TrainingConfig) else 1
     PartialState._reset_state()
     try:
         accelerator = Accelerator(
             cpu=config.device == "cpu" or not torch.cuda.is_available(),
             mixed_precision=config.precision,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulate, sync_with_dataloader=False),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=batches, sync_with_dataloader=False),
             step_scheduler_with_optimizer=False,
         )
         if config.device not in ("auto", accelerator.device.type):
             raise ConfigError(f"device={config.device}, but this process was launched for {accelerator.device.type}")
         if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
             raise ConfigError(f"launched for {accelerator.distributed_type.value}; irlvla needs processes that each hold the whole model")
+        atexit.unregister(_leave_group)
+        atexit.register(_leave_group)  # not earlier: the next run of this process talks to the same others
         yield accelerator
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
+
+
+def _leave_group() -> None:
+    """Take leave of the other processes, whose last words a process that merely ends may cut off."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _require_device(config: RunConfig) -> None:
