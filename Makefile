@@ -7,9 +7,10 @@ NVCC   ?= nvcc
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install --quiet
 SOURCES := CMakeLists.txt pyproject.toml README.md $(wildcard csrc/*) $(shell find python -type f ! -name '*.pyc')
+PLUGINS := $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
 .DEFAULT_GOAL := help
-.PHONY: help develop test lint bench sanitize cuda clean
+.PHONY: help develop test plugins lint bench sanitize cuda clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
@@ -27,8 +28,19 @@ develop: | $(BIN)/python  ## editable install; again after a change of C++, whic
 	$(PIP) --no-build-isolation "$(TORCH)" --editable ".[dev]"
 	@touch $(VENV)/.irlvla-dev $(VENV)/.irlvla-test
 
-test: $(VENV)/.irlvla-test  ## every test that this machine can run
+# The plugins of this repository, each from its own folder, as anybody would install it. What an earlier build left there could
+# bring back deleted modules.
+$(VENV)/.irlvla-plugins: $(VENV)/.irlvla-test $(shell find plugins -name '*.py' -o -name pyproject.toml)
+	rm -rf plugins/*/build
+	$(PIP) $(PLUGINS:%=./plugins/%)
+	@touch $@
+
+test: plugins  ## every test that this machine can run
 	$(BIN)/python -m pytest
+
+plugins: $(VENV)/.irlvla-plugins  ## the conformance kit on each plugin of this repository, and its own tests
+	@set -e; for plugin in $(PLUGINS); do \
+	  echo "== $$plugin"; $(BIN)/irlvla plugins check $$plugin; $(BIN)/python -m pytest plugins/$$plugin/tests; done
 
 lint: $(VENV)/.irlvla-dev  ## style and types
 	$(BIN)/ruff check .
@@ -56,4 +68,4 @@ build/cuda/%.o: csrc/%.cu $(wildcard csrc/*.h)
 	$(NVCC) -std=c++17 -O3 --fmad=false $(foreach arch,80 90 100,-gencode arch=compute_$(arch),code=sm_$(arch)) --threads 0 -c $< -o $@
 
 clean:  ## remove what was built; the environment stays
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks $(VENV)/.irlvla-*
+	rm -rf build dist plugins/*/build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks $(VENV)/.irlvla-*

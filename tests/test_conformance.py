@@ -271,7 +271,7 @@ def test_conformance_prints_json(run):
 
 def test_conformance_finds_the_small_set(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "a" / "b" / "cli.py"))
+    monkeypatch.setattr(irlvla, "__file__", str(tmp_path / "a" / "b" / "__init__.py"))
     code, _, err = run("conformance")
     assert code == 2
     assert "no golden files given" in err

@@ -40,19 +40,39 @@ ARROWS = {
     "report": {"run", "scoring"},
     "cli": {"conformance", "report", "scaffold", "stages", "testing"},
     "__main__": {"cli"},
-    "testing": {"checkpoint"},
+    "testing": {"checkpoint", "scoring"},
     "scaffold": {"files"},
-    "templates": set(),
-    "synthetic": {"components", "hooks", "scoring"},
-    "zoo": {"components", "hooks", "scoring"},
+    "templates": {"testing"},
+    "images": {"errors"},
+    "records": {"components", "images", "ops"},
+    "shards": {"pdm", "records"},
+    "pictures": {"types"},
+    "synthetic": {"records", "hooks", "scoring"},
+    "zoo": {"shards", "hooks", "scoring", "synthetic"},
 }
 
 # Packages and names that one file alone may use, whatever the layer.
 ONLY_IN = {
     "irlvla._C": {"ops/_native.py"},
-    "accelerate": {"run.py"},
-    "pytest": {"testing.py"},
-    "pickle": set(),
+    "accelerate": {"run/__init__.py"},
+    "pytest": {"testing/__init__.py"},
+    "pickle": {"testing/data.py"},
+}
+
+
+# What a part may name in annotations, and must not import: it lies above.
+ANNOTATES = {"hooks": {"run"}, "zoo": {"run"}}
+
+# What costs time to import, and what may be imported all the same by what everybody imports.
+HEAVY = {
+    *("torch", "numpy", "pydantic", "omegaconf", "yaml", "huggingface_hub", "accelerate", "transformers", "diffusers", "timm"),
+    *("typer", "rich", "pluggy", "pytest"),
+}
+LIGHT = {
+    "import irlvla": set(),
+    "from irlvla import PluginError": set(),
+    "from irlvla import hookimpl": {"pluggy"},
+    "import irlvla.cli": {"typer", "rich"},
 }
 
 
@@ -89,7 +109,7 @@ def test_arrows(path: Path) -> None:
     for imported in imports(path):
         root, *rest = imported.split(".")
         if root == "irlvla" and rest and rest[0] in PARTS:
-            assert rest[0] in reachable(part), f"{name(path)} imports {imported}"
+            assert rest[0] in reachable(part) | ANNOTATES.get(part, set()), f"{name(path)} imports {imported}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
@@ -102,10 +122,11 @@ def test_private_rooms(path: Path) -> None:
         assert ".data_ptr(" not in path.read_text(), f"{name(path)} takes a raw pointer"
 
 
-def test_import_is_light() -> None:
-    script = "import sys, irlvla; print(*sorted({'torch', 'transformers', 'diffusers', 'timm', 'accelerate', 'pytest'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+@pytest.mark.parametrize(("statement", "allowed"), LIGHT.items())
+def test_import_is_light(statement: str, allowed: set[str]) -> None:
+    script = f"{statement}\nimport sys\nprint(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert HEAVY & set(loaded) <= allowed
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irlvla.errors import FileError, InputError
-from irlvla.types import Batch, Details, Epdms, Pdms, Plan, Scene, Trajectory
+from irlvla.types import Batch, Command, Details, Epdms, Features, Observation, Pdms, Plan, Rollout, Scene, Trajectory
 
 # -- building blocks ---------------------------------------------------------------------------------------------------
 
@@ -87,18 +87,58 @@ def make_epdms(b: int = 2, k: int = 3) -> Epdms:
     return Epdms(real(b, k, 9), raw=real(b, k, 9), human_filter="fixed", details=details, pdms=Pdms(real(b, k, 6)))
 
 
+def make_observation(b: int = 3, privileged: bool = True) -> Observation:
+    """B observations of random content, of scenes of different sizes."""
+    g = torch.Generator().manual_seed(b)
+    scenes = Scene.cat([make_scene(i, agents=i, points=i) for i in range(b)])
+    return Observation(
+        token=scenes.token,
+        ego=torch.randn(b, 4, 8, generator=g),
+        command=torch.arange(b) % len(Command),
+        images=torch.randint(256, (b, 2, 3, 4, 5), generator=g, dtype=torch.uint8),
+        prompt=tuple(f"go {i}" for i in range(b)),
+        scene=scenes if privileged else None,
+    )
+
+
+def make_features(b: int = 3) -> Features:
+    """Tokens of B observations, with predictions whose names have dots."""
+    g = torch.Generator().manual_seed(b)
+    predictions = {"boxes": torch.randn(b, 5, 7, generator=g), "head.logits": torch.randn(b, 5, generator=g)}
+    bev, status = torch.randn(b, 6, 2, 2, generator=g), torch.randn(b, 6, generator=g)
+    return Features(make_observation(b), bev=bev, status=status, predictions=predictions)
+
+
+def make_rollout(b: int = 3, k: int = 2, steps: int = 4) -> Rollout:
+    """B scenes with K plans each, sampled in some steps."""
+    g = torch.Generator().manual_seed(b)
+
+    def real(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g)
+
+    plan = Plan(real(b, k, 8, 3), trace=real(b, k, steps + 1, 8, 3))
+    return Rollout(make_observation(b), Trajectory(real(b, 8, 3)), plan, real(b, k, steps), real(b, k), real(b, k, 9))
+
+
 def assert_same(a: Batch, b: Batch) -> None:
     assert type(a) is type(b)
     for f in dataclasses.fields(a):
-        x, y = getattr(a, f.name), getattr(b, f.name)
-        if isinstance(x, torch.Tensor):
-            assert x.dtype == y.dtype, f.name
-            assert x.shape == y.shape, f.name
-            assert torch.equal(x.nan_to_num(nan=-7.0), y.nan_to_num(nan=-7.0)), f.name
-        elif isinstance(x, Batch):
-            assert_same(x, y)
-        else:
-            assert x == y, f.name
+        assert_same_value(f.name, getattr(a, f.name), getattr(b, f.name))
+
+
+def assert_same_value(name: str, x: object, y: object) -> None:
+    if isinstance(x, torch.Tensor):
+        assert x.dtype == y.dtype, name
+        assert x.shape == y.shape, name
+        assert torch.equal(x.nan_to_num(nan=-7.0), y.nan_to_num(nan=-7.0)), name
+    elif isinstance(x, Batch):
+        assert_same(x, y)
+    elif isinstance(x, dict):
+        assert list(x) == list(y), name
+        for key, value in x.items():
+            assert_same_value(f"{name}.{key}", value, y[key])
+    else:
+        assert x == y, name
 
 
 SIZES = st.fixed_dictionaries({name: st.integers(0, 3) for name in ("agents", "polygons", "lights", "points")})
@@ -183,15 +223,63 @@ def test_dense_batches_keep_strings_as_tuples():
     assert_same(Prompted.stack([batch[0], batch[1], batch[2]]), batch)
 
 
+@pytest.mark.parametrize("make", [make_observation, make_features, make_rollout])
+def test_items_with_names_or_ragged_rows_are_batches_of_one(make):
+    """An axis that strings and ragged rows do not have cannot be dropped from the tensors beside them."""
+    batch = make(3)
+    items = list(batch)
+    assert [len(item) for item in items] == [1, 1, 1]
+    assert [item.device for item in items] == [torch.device("cpu")] * 3
+    assert_same(items[1], batch[1:2])
+    assert_same(batch[-1], batch[[2]])
+    assert_same(type(batch).stack(items), batch)
+    assert_same(type(batch).cat(items[:1] + items[1:]), batch)
+
+
+def test_an_item_of_an_observation_has_its_own_scene():
+    obs = make_observation(3)
+    assert obs[2].token == obs[2].scene.token == ("scene-2-ü",)
+    assert obs[2].ego.shape == (1, 4, 8)
+    assert obs[2].images.shape == (1, 2, 3, 4, 5)
+    assert obs[2].prompt == ("go 2",)
+    assert_same(obs[2].scene, make_scene(2, agents=2, points=2))
+    assert_same(obs[[False, True, True]].scene, obs.scene[1:])
+    assert make_observation(3, privileged=False)[0].scene is None
+    rollout = make_rollout(3)[1]
+    assert rollout.plan.poses.shape == (1, 2, 8, 3)
+    assert rollout.observation.scene.token == rollout.observation.token
+
+
+def test_selection_reaches_dictionaries():
+    features = make_features(3)
+    picked = features[[2, 0]]
+    assert torch.equal(picked.predictions["head.logits"], features.predictions["head.logits"][[2, 0]])
+    assert features[1:].predictions["boxes"].shape == (2, 5, 7)
+    assert dict(features.tensors())["predictions.boxes"] is features.predictions["boxes"]
+
+    @dataclasses.dataclass(frozen=True)
+    class Losses(Batch):
+        parts: dict[str, torch.Tensor]
+
+    losses = Losses({"a": torch.arange(3.0), "b": torch.arange(6.0).reshape(3, 2)})
+    assert len(losses) == 3
+    assert losses[2].parts["b"].tolist() == [4.0, 5.0]
+    assert_same(Losses.stack(list(losses)), losses)
+    with pytest.raises(InputError, match="no leading axis"):
+        len(losses[0])
+    with pytest.raises(InputError, match="no data"):
+        len(Losses({}))
+
+
 @pytest.mark.parametrize("index", [3, -4, [0, 3], torch.tensor([-4]), [True, False]], ids=repr)
-@pytest.mark.parametrize("make", [lambda: Scene.cat([make_scene(i) for i in range(3)]), lambda: make_epdms(3)], ids=["ragged", "dense"])
+@pytest.mark.parametrize("make", [lambda: Scene.cat([make_scene(i) for i in range(3)]), lambda: make_epdms(3), make_features])
 def test_out_of_range_is_an_index_error(make, index):
     with pytest.raises(IndexError):
         make()[index]
 
 
 @pytest.mark.parametrize("index", [None, ..., 1.0, [0.5], "0", True, (0, 1), [[0]], torch.ones(1, 1, dtype=torch.bool), {0}], ids=repr)
-@pytest.mark.parametrize("make", [lambda: make_scene(0), lambda: make_epdms(1)], ids=["ragged", "dense"])
+@pytest.mark.parametrize("make", [lambda: make_scene(0), lambda: make_epdms(1), lambda: make_features(1)])
 def test_index_of_a_wrong_kind(make, index):
     with pytest.raises(InputError, match="leading axis"):
         make()[index]
@@ -245,6 +333,20 @@ def test_cat_explains_what_does_not_fit():
         Plan.cat([Plan(poses), Trajectory(poses)])
     with pytest.raises(InputError, match="'agent_valid'"):
         Scene.cat([make_scene(0, steps=41), make_scene(1, steps=51)])
+    with pytest.raises(InputError, match="'scene' is present in some items and missing in others"):
+        Observation.cat([make_observation(1), make_observation(1, privileged=False)])
+
+
+def test_cat_of_dictionaries_explains_what_does_not_fit():
+    whole = make_features(2)
+    with pytest.raises(InputError, match=r"'predictions' has other keys in other items: \['boxes', 'head.logits'\], \['boxes'\]"):
+        Features.cat([whole, dataclasses.replace(whole, predictions={"boxes": torch.zeros(2, 5, 7)})])
+    with pytest.raises(InputError, match="'predictions' has other keys"):
+        Features.cat([whole, dataclasses.replace(whole, predictions={})])
+    with pytest.raises(InputError, match=r"'predictions.boxes' does not fit together: \(2, 5, 7\), \(2, 4, 7\)"):
+        Features.cat([whole, dataclasses.replace(whole, predictions={**whole.predictions, "boxes": torch.zeros(2, 4, 7)})])
+    bare = dataclasses.replace(whole, predictions={})
+    assert_same(Features.cat([bare, bare])[2:], bare)
 
 
 # -- devices and dtypes ------------------------------------------------------------------------------------------------
@@ -263,13 +365,35 @@ def test_to_changes_floating_point_only_and_reaches_nested_batches():
         make_epdms().to(torch.int32)
 
 
-def test_pin_memory_reaches_nested_batches(monkeypatch):
+def test_a_dtype_spares_the_scene_that_is_part_of_another_batch():
+    """Map coordinates of 4e6 m have steps of half a metre in float32, and of 32 km in bfloat16."""
+    for batch in (make_features(2), make_rollout(2)):
+        small = batch.to(torch.bfloat16)
+        assert small.observation.ego.dtype == torch.bfloat16
+        assert small.observation.images.dtype == torch.uint8
+        assert_same(small.observation.scene, batch.observation.scene)
+    assert make_features(2).to(torch.bfloat16).predictions["boxes"].dtype == torch.bfloat16
+    assert make_features(2).to("meta", torch.float16).observation.scene.points.is_meta
+    assert make_scene(0).to(torch.float32).points.dtype == torch.float32  # on its own it does as it is told
+
+
+@pytest.mark.parametrize("make", [make_epdms, make_features, make_rollout])
+def test_pin_memory_reaches_nested_batches(monkeypatch, make):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t.data_ptr()) or t)
-    epdms = make_epdms()
-    assert_same(epdms.pin_memory(), epdms)
-    assert sorted(pinned) == sorted(t.data_ptr() for _, t in epdms.tensors())
-    assert {name for name, _ in epdms.tensors()} >= {"values", "details.states", "pdms.values"}
+    batch = make()
+    assert_same(batch.pin_memory(), batch)
+    assert sorted(pinned) == sorted(t.data_ptr() for _, t in batch.tensors())
+
+
+@pytest.mark.parametrize("make", [make_epdms, make_features, make_rollout])
+def test_pickled_for_workers(make):
+    assert_same(pickle.loads(pickle.dumps(make())), make())
+
+
+def test_names_of_nested_tensors():
+    assert {name for name, _ in make_epdms().tensors()} >= {"values", "details.states", "pdms.values"}
+    assert {name for name, _ in make_features().tensors()} >= {"bev", "observation.scene.points", "predictions.head.logits"}
 
 
 def test_device():
@@ -301,8 +425,13 @@ def test_ragged_round_trip(tmp_path_factory, scenes):
         Plan(torch.rand(1, 2, 8, 3), dt=0.1),
         Trajectory(torch.rand(8, 3)),
         make_scene(1, 0, 0, 1, 0, 0),
+        make_observation(),
+        make_observation(privileged=False),
+        make_features(),
+        dataclasses.replace(make_features(), predictions={}),
+        make_rollout(),
     ],
-    ids=["nested", "empty", "optional", "plan", "trajectory", "bare scene"],
+    ids=["nested", "empty", "optional", "plan", "trajectory", "bare scene", "observation", "blind", "features", "no dictionary", "rollout"],
 )
 def test_round_trip(tmp_path, batch):
     path = batch.save(tmp_path / "x.safetensors")
@@ -318,6 +447,7 @@ def test_the_file_is_plain_safetensors(tmp_path):
         metadata = stream.metadata()
     assert metadata["irlvla"].startswith("Epdms ")
     assert json.loads(metadata["irlvla"].split(" ", 2)[2]) == {"human_filter": "fixed", "details": {}, "pdms": {}}
+    assert "predictions.head.logits" in safetensors.torch.load_file(make_features().save(tmp_path / "y"))
 
 
 @pytest.mark.parametrize("token", ["Zürich", "上海", 'naïve\n"quoted"', "\ud800", "", "\0", "🚗"])
@@ -404,6 +534,8 @@ def test_file_of_another_type_or_version(tmp_path, monkeypatch):
     Later.__name__ = "Pdms"
     with pytest.raises(FileError, match=r"another version of Pdms: it has the fields \['values'\], Pdms needs \['more', 'values'\]"):
         Later.load(make_epdms().pdms.save(tmp_path / "y"))
+    with pytest.raises(FileError, match=r"another version of Pdms: it has the fields \['more', 'values'\], Pdms needs \['values'\]"):
+        Pdms.load(Later(torch.zeros(1), more=torch.zeros(1)).save(tmp_path / "z"))
 
 
 @pytest.mark.parametrize("failing", ["replace", "fsync", "open"])
@@ -461,3 +593,45 @@ def test_permissions_follow_the_umask(tmp_path):
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+# -- what the types say of themselves ----------------------------------------------------------------------------------
+
+
+def test_the_proposal_that_is_driven():
+    poses = torch.arange(2 * 3 * 8 * 3.0).reshape(2, 3, 8, 3)
+    assert_same(Plan(poses, dt=0.4).best(), Trajectory(poses[:, 0], 0.4))
+    scored = Plan(poses, score=torch.tensor([[0.0, 2.0, 1.0], [5.0, 5.0, 1.0]]))
+    assert_same(scored.best(), Trajectory(torch.stack([poses[0, 1], poses[1, 0]])))  # of equals the first
+    assert_same(scored[0].best(), Trajectory(poses[0, 1]))
+    assert_same(Plan(poses)[1].best(), Trajectory(poses[1, 0]))
+
+
+def test_merged_features():
+    obs = make_observation(2)
+    seen = Features(obs, bev=torch.zeros(2, 6, 2, 2), predictions={"boxes": torch.zeros(2, 1)})
+    said = Features(obs, language=torch.ones(2, 3, 6), predictions={"words": torch.ones(2, 1)})
+    both = seen.merged(said)
+    assert both.bev is seen.bev
+    assert both.language is said.language
+    assert both.observation is obs
+    assert list(both.predictions) == ["boxes", "words"]
+    assert list(seen.predictions) == ["boxes"]
+    assert_same(seen.merged(Features(obs)), seen)
+    with pytest.raises(InputError, match="both the backbone and the reasoner make bev, boxes;"):
+        seen.merged(seen)
+
+
+@pytest.mark.parametrize("turn", [0.0, 2.0, -math.pi])
+def test_poses_in_the_ego_frame(turn):
+    """By hand: the car at (100, 200) heading along +y. Turning the whole map changes nothing."""
+    rotation = torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]], dtype=torch.float64)
+
+    def turned(poses):
+        poses = torch.tensor(poses, dtype=torch.float64)
+        return torch.cat([poses[..., :2] @ rotation.T, poses[..., 2:3] + turn, poses[..., 3:]], -1)
+
+    scene = dataclasses.replace(make_scene(0), ego=turned([[100.0, 200.0, math.pi / 2, *[0.0] * 8]]))
+    poses = turned([[[100.0, 200.0, math.pi / 2], [100.0, 210.0, math.pi], [97.0, 200.0, 0.0]]])
+    expected = torch.tensor([[[0.0, 0.0, 0.0], [10.0, 0.0, math.pi / 2], [0.0, 3.0, -math.pi / 2]]], dtype=torch.float64)
+    torch.testing.assert_close(scene.in_ego_frame(poses), expected, rtol=0, atol=1e-12)

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from irlvla import ops as ops
     from irlvla.aggregation import one_stage as one_stage
     from irlvla.aggregation import two_stage as two_stage
+    from irlvla.checkpoint import from_pretrained as from_pretrained
+    from irlvla.checkpoint import push_to_hub as push_to_hub
+    from irlvla.checkpoint import save_pretrained as save_pretrained
     from irlvla.components import Algorithm as Algorithm
     from irlvla.components import Backbone as Backbone
     from irlvla.components import Config as Config
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from irlvla.hooks import hookimpl as hookimpl
     from irlvla.pdm import pdm_closed as pdm_closed
     from irlvla.registry import build as build
+    from irlvla.run import Run as Run
+    from irlvla.run import RunConfig as RunConfig
+    from irlvla.run import TrainingConfig as TrainingConfig
     from irlvla.scoring import epdms as epdms
     from irlvla.types import METRICS as METRICS
     from irlvla.types import Batch as Batch
@@ -51,6 +57,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "aggregation": ("one_stage", "two_stage"),
+    "checkpoint": ("from_pretrained", "push_to_hub", "save_pretrained"),
     "components": (
         "Algorithm",
         "Backbone",
@@ -68,6 +75,7 @@ _NAMES = {
     "hooks": ("hookimpl",),
     "pdm": ("pdm_closed",),
     "registry": ("build",),
+    "run": ("Run", "RunConfig", "TrainingConfig"),
     "scoring": ("epdms",),
     "types": (
         "METRICS",

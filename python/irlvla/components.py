@@ -32,6 +32,14 @@ class Config(pydantic.BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), use_attribute_docstrings=True)
 
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """YAML reads a bare yes as true, which pydantic would take for 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("must be a number")
+        return value
+
 
 def _as_spec(value: Any) -> Any:
     if isinstance(value, str):
@@ -65,6 +73,7 @@ class Component:
 
     kind: ClassVar[str]
     label: str = ""  #: "planner 'spline' (irlvla-acme 0.3.1)": set by the registry that built it
+    runtime: Mapping[str, Any] = {}  #: what it was built with beside its config, as the registry gave it
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """The hooks that a plugin may implement. Each is optional; mark an implementation with `@irlvla.hookimpl`.
 
-A component hook returns names and targets: a class, or "package.module:Class", which is imported only when it is used.
-Name your components after your package ("acme_spline"): a name that two packages provide is refused.
+A component hook returns its components by name: a class, or "package.module:Class", which is imported only when it is used.
+Begin your names with that of your package ("acme_spline"): those of irlvla are reserved, and one that two packages provide is
+refused. Run hooks are called in the main process only. An implementation may leave out arguments that it does not use.
 """
 
 from __future__ import annotations
@@ -22,49 +23,49 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def irlvla_backbones() -> Mapping[str, type[Backbone] | str]:
-    """Image and scene encoders."""
+    """Backbones: what the policy sees, as tokens."""
 
 
 @hookspec
 def irlvla_reasoners() -> Mapping[str, type[Reasoner] | str]:
-    """Semantic reasoners."""
+    """Reasoners: semantic reasoning, as language tokens."""
 
 
 @hookspec
 def irlvla_planners() -> Mapping[str, type[Planner] | str]:
-    """Planners."""
+    """Planners: from tokens to trajectories."""
 
 
 @hookspec
 def irlvla_reward_models() -> Mapping[str, type[RewardModel] | str]:
-    """Reward models."""
+    """Reward models: sub-metrics of plans, measured or learned."""
 
 
 @hookspec
 def irlvla_rl_algorithms() -> Mapping[str, type[Algorithm] | str]:
-    """RL algorithms."""
+    """RL algorithms: how a policy improves by its rewards."""
 
 
 @hookspec
 def irlvla_datasets() -> Mapping[str, type[Dataset] | str]:
-    """Datasets."""
+    """Datasets: observations, scenes and the human's drives."""
 
 
 @hookspec
 def irlvla_metrics() -> Mapping[str, type[Metric] | str]:
-    """Metrics."""
+    """Metrics: what `evaluate` measures of a plan."""
 
 
 @hookspec
 def irlvla_run_started(run: Run) -> None:
-    """A run begins: its directory and config stand. Only the main process calls the run hooks."""
+    """A run begins; its directory and its configuration stand."""
 
 
 @hookspec
 def irlvla_log(run: Run, step: int, values: Mapping[str, float]) -> None:
-    """Values at a step, as they go to metrics.jsonl."""
+    """Values at a step, as metrics.jsonl gets them."""
 
 
 @hookspec
 def irlvla_run_finished(run: Run, error: BaseException | None) -> None:
-    """A run ends: `error` is what ended it, None if nothing did."""
+    """A run ends: `error` is what ended it, None if it is complete."""

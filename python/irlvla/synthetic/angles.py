@@ -16,6 +16,7 @@ Array = NDArray[np.float64]
 
 # A quarter turn, in two parts: a small multiple of the first is exact.
 _QUARTER, _QUARTER_REST = 1.57079632673412561417e00, 6.07710050650619224932e-11
+_AHEAD, _ACROSS = np.array([1.0, 0.0, -1.0, 0.0]), np.array([0.0, 1.0, 0.0, -1.0])  # cosine and sine of quarters
 _SIN = (
     -1.66666666666666324348e-01, 8.33333333332248946124e-03, -1.98412698298579493134e-04, 2.75573137070700676789e-06,
     -2.50507602534068634195e-08, 1.58969099521155010221e-10,
@@ -37,11 +38,8 @@ def cosine_sine(angle: ArrayLike) -> tuple[Array, Array]:
     quarters = np.rint(angle * (2.0 / math.pi))
     cosine, sine = _near_zero((angle - quarters * _QUARTER) - quarters * _QUARTER_REST)
     quadrant = quarters.astype(np.int64) & 3
-    odd = (quadrant & 1) == 1
-    return (
-        np.where(odd, sine, cosine) * np.where((quadrant == 1) | (quadrant == 2), -1.0, 1.0),
-        np.where(odd, cosine, sine) * np.where(quadrant >= 2, -1.0, 1.0),
-    )
+    ahead, across = _AHEAD[quadrant], _ACROSS[quadrant]
+    return ahead * cosine - across * sine, across * cosine + ahead * sine
 
 
 def cosine_sine_of(angle: float) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 
 from irlvla.synthetic.angles import Array, between, cosine_sine_of
 from irlvla.synthetic.layouts import Crossing, Route
-from irlvla.synthetic.roads import Draft, Line, Section, backwards, beside, draw, lengths, placed
+from irlvla.synthetic.roads import Draft, Line, Section, backwards, beside, draw, placed
 from irlvla.synthetic.world import STEPS, Paint, Signal
 from irlvla.types import Command
 
@@ -153,7 +153,7 @@ def _route(draft: Draft, arm: Arm, to: Arm, pair: tuple[int, int], connector: in
 
 
 def _length(draft: Draft, lanes: Sequence[int]) -> float:
-    return sum(float(lengths(draft.lanes[lane].centerline)[-1]) for lane in lanes)
+    return sum(draft.lengths[lane] for lane in lanes)
 
 
 def _signal(plan: Plan, arms: Sequence[Arm], j: int, red: Mask, amber: Mask) -> Signal:
@@ -186,7 +186,7 @@ def _zebra(draft: Draft, arm: Arm, width: float, middle: float, walk: Mask) -> C
         for k, lane in enumerate(own):
             low, high = sorted((KERB + half + sign * k * width, KERB + half + sign * (k + 1) * width))
             for found in [lane] if middle > 0.0 else [link[end] for link in draft.links if link[1 - end] == lane]:
-                length = float(lengths(draft.lanes[found].centerline)[-1])
+                length = draft.lengths[found]
                 from_mouth = middle if middle > 0.0 else -middle
                 at_start = (sign > 0) == (middle > 0.0)
                 crossed.append((found, from_mouth if at_start else length - from_mouth, low, high))

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from irlvla.synthetic.angles import Array, cosine_sine_of
-from irlvla.synthetic.roads import Draft, Line, lengths
+from irlvla.synthetic.roads import Draft, Line
 from irlvla.synthetic.world import Roads
 from irlvla.types import Command, Layer
 
@@ -42,6 +42,7 @@ class Layout:
     """One road family, drawn at random."""
 
     roads: Roads
+    lengths: tuple[float, ...]  # of each lane [m]
     ranks: tuple[int, ...]  # of each lane: where lanes cross, the lower one gives way
     opposites: dict[int, int]  # lanes to the left of which another is driven the other way
     routes: tuple[Route, ...]
@@ -53,12 +54,7 @@ class Layout:
 
     @classmethod
     def of(cls, draft: Draft, routes: Sequence[Route], **rest) -> Layout:  # type: ignore[no-untyped-def]
-        return cls(draft.roads(), tuple(draft.ranks), dict(draft.opposites), tuple(routes), **rest)
-
-    @functools.cached_property
-    def lengths(self) -> tuple[float, ...]:
-        """Of each lane [m]."""
-        return tuple(float(lengths(lane.centerline)[-1]) for lane in self.roads.lanes)
+        return cls(draft.roads(), tuple(draft.lengths), tuple(draft.ranks), draft.opposites, tuple(routes), **rest)
 
     @functools.cached_property
     def is_connector(self) -> tuple[bool, ...]:

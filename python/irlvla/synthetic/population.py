@@ -8,7 +8,6 @@ import numpy as np
 
 from irlvla.synthetic.angles import Array, between, cosine_sine
 from irlvla.synthetic.layouts import Crossing
-from irlvla.synthetic.paths import Path
 from irlvla.synthetic.roads import Line, placed
 from irlvla.synthetic.stage import SIZES, Size, Stage, car_size, straight_on
 from irlvla.synthetic.traffic import SOON, Mover, Obstacle
@@ -74,7 +73,7 @@ def _vehicle(stage: Stage, first: int, along: float, size: Size) -> Mover:
     while length < enough and (following := layout.roads.lanes[lanes[-1]].successors):
         lanes.append(following[int(rng.integers(len(following)))])
         length += layout.lengths[lanes[-1]]
-    path, headway = Path.of(layout, tuple(lanes)), between(rng, 1.0, 1.7)
+    path, headway = stage.path_through(tuple(lanes)), between(rng, 1.0, 1.7)
     if layout.town and lane.right is None and rng.random() < 0.06:
         factor, left = between(rng, 4.0, 6.0) / lane.speed_limit, 0.6 - 0.5 * lane.width
         return Mover(path, along, SIZES[Kind.BICYCLE], Kind.BICYCLE, factor=factor, headway=headway, left=left)
@@ -83,11 +82,11 @@ def _vehicle(stage: Stage, first: int, along: float, size: Size) -> Mover:
 
 def _park(stage: Stage) -> None:
     """Cars in some of the bays, none quite straight."""
-    rng, here = stage.rng, stage.pose(stage.now)
+    rng, here, starts = stage.rng, stage.pose(stage.now), stage.starts()
     filled = between(rng, 0.3, 0.9)
     for bay in stage.layout.bays:
         near = max(abs(bay[0] - here[0]), abs(bay[1] - here[1])) < NEAR + 10.0
-        if rng.random() < filled and near and stage.is_empty(bay[0], bay[1], 3.0):
+        if rng.random() < filled and near and _are_apart(bay[None], starts, 3.0):
             x, y, heading = placed(bay, between(rng, -0.15, 0.1), between(rng, -0.1, 0.1))
             length, width, height = car_size(rng)
             pose = np.array([x, y, heading + between(rng, -0.03, 0.03)])
@@ -109,7 +108,7 @@ def _walk(stage: Stage) -> None:
         if room > 0.0:
             places = near[0] + 1.0 + between(rng, 0.0, room) + pace * STEP * np.arange(STEPS)
             poses = _along(line, places, between(rng, -0.5, 0.5), back=rng.random() < 0.5)
-            if all(_are_apart(poses, thing.state) for thing in stage.things):
+            if all(_are_apart(poses, thing.state, 2.0) for thing in stage.things):
                 stage.let_move(Kind.BICYCLE if rides else Kind.PEDESTRIAN, poses)
 
 
@@ -122,9 +121,10 @@ def _along(line: Line, places: Array, left: float, *, back: bool) -> Array:
     return np.stack([poses[:, 0] - left * sine, poses[:, 1] + left * cosine, poses[:, 2] + (math.pi if back else 0.0)], axis=1)
 
 
-def _are_apart(one: Array, two: Array) -> bool:
+def _are_apart(one: Array, two: Array, distance: float) -> bool:
+    """Whether points of one and the other, taken in pairs, are always this far from each other."""
     dx, dy = one[:, 0] - two[:, 0], one[:, 1] - two[:, 1]
-    return bool((dx * dx + dy * dy).min() > 4.0)
+    return bool((dx * dx + dy * dy).min() > distance * distance)
 
 
 def _cross(stage: Stage, crossing: Crossing) -> None:
@@ -147,5 +147,5 @@ def _furnish(stage: Stage) -> None:
     for _ in range(int(rng.integers(0, 4)) if lines else 0):
         line = lines[int(rng.integers(len(lines)))]
         pose = line[int(rng.integers(len(line)))]
-        if max(abs(pose[0] - here[0]), abs(pose[1] - here[1])) < NEAR and stage.is_empty(pose[0], pose[1], 3.0):
+        if max(abs(pose[0] - here[0]), abs(pose[1] - here[1])) < NEAR and _are_apart(pose[None], stage.starts(), 3.0):
             stage.put(FURNITURE[int(rng.integers(len(FURNITURE)))], pose)

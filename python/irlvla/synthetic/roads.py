@@ -142,6 +142,7 @@ class Draft:
     """Roads in the making."""
 
     lanes: list[Lane] = field(default_factory=list)
+    lengths: list[float] = field(default_factory=list)  # of each lane [m]
     ranks: list[int] = field(default_factory=list)  # who gives way where lanes cross: the lower rank
     edges: list[tuple[Array, Array]] = field(default_factory=list)  # of each lane: left and right
     links: list[tuple[int, int]] = field(default_factory=list)  # lane, successor
@@ -205,6 +206,7 @@ class Draft:
         left_lane: int | None = None, right_lane: int | None = None, signal: int | None = None, rank: int = 0,
     ) -> int:  # fmt: skip
         self.lanes.append(Lane(centre, ring(left, right), layer, width, limit, block, left=left_lane, right=right_lane, signal=signal))
+        self.lengths.append(float(lengths(centre)[-1]))
         self.edges.append((left, right))
         self.ranks.append(rank)
         return len(self.lanes) - 1

@@ -46,6 +46,7 @@ class Stage:
     obstacles: list[Obstacle] = field(default_factory=list)
     bystanders: list[Actor] = field(default_factory=list)  # people, and what moves by script
     things: list[Actor] = field(default_factory=list)  # what stands
+    paths: dict[tuple[int, ...], Path] = field(default_factory=dict)  # that have been laid
     taken: dict[int, list[tuple[float, float]]] = field(default_factory=dict)  # stretches of lanes that are not for other vehicles
     may_cross: bool = False  # the car may use the oncoming lane
 
@@ -70,6 +71,11 @@ class Stage:
     def first(self) -> float:
         """Place of the car at the first step."""
         return self.now - self.speed * PAST * STEP
+
+    def path_through(self, lanes: tuple[int, ...]) -> Path:
+        if lanes not in self.paths:
+            self.paths[lanes] = Path.of(self.layout, lanes)
+        return self.paths[lanes]
 
     def pose(self, place: float, left: float = 0.0) -> Float[np.ndarray, "3"]:
         """A pose beside the route."""
@@ -101,11 +107,10 @@ class Stage:
         name = f"{kind.name.lower()}-{role or 'passing'}-{len(self.bystanders)}"
         self.bystanders.append(Actor(name, kind, size or SIZES[kind], with_velocity(poses), ALWAYS, role))
 
-    def is_empty(self, x: float, y: float, within: float) -> bool:
-        """Whether nothing stands or starts near a point."""
-        starts = [mover.path.poses(np.array([mover.place]), np.atleast_1d(mover.left)[:1])[0] for mover in self.movers]
-        found = [*starts, *(actor.state[0] for actor in (*self.things, *self.bystanders))]
-        return all((other[0] - x) * (other[0] - x) + (other[1] - y) * (other[1] - y) > within * within for other in found)
+    def starts(self) -> Float[np.ndarray, "N 2"]:
+        """Where everybody and everything is at the first step."""
+        movers = [mover.path.poses(np.array([mover.place]), np.atleast_1d(mover.left)[:1])[0, :2] for mover in self.movers]
+        return np.array([*movers, *(actor.state[0, :2] for actor in (*self.things, *self.bystanders))])
 
 
 def with_velocity(poses: Float[np.ndarray, "STEPS 3"]) -> Float[np.ndarray, "STEPS 5"]:

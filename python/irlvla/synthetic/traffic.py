@@ -25,6 +25,7 @@ BRAKING, HARDEST = 2.0, 8.0  # comfortable and greatest deceleration [m/s^2]
 PULL = {Kind.VEHICLE: 1.5, Kind.BICYCLE: 0.8}  # greatest acceleration [m/s^2]
 FIRM = 3.0  # who would have to brake harder than this does not stop for amber [m/s^2]
 SOON = 3.6  # time from when people are seen to come until they are in the way [s]
+HORIZON = 150.0  # what is further ahead does not matter [m]
 COMFORT = 2.4  # sideways, in bends [m/s^2]
 OUT_OF_LANE = 0.8  # the person counts as in the next lane, when so far beside his route [m]
 
@@ -112,19 +113,19 @@ class Traffic:
             self.speeds[i, len(table) :] = table[-1]
 
     def _list_presences(self) -> None:
-        movers, obstacles = self.movers, self.obstacles
+        movers, obstacles = self.movers, [item for item in self.obstacles if (self.begins[:, item.lane] >= 0.0).any()]
         always, never = np.ones(STEPS, dtype=bool), np.zeros(STEPS, dtype=bool)
         self.second = np.array([i for i, mover in enumerate(movers) if mover.side or i == 0])
         self.side = np.array([movers[i].side for i in self.second])
         seen = [always if mover.here is None else mover.here for mover in movers]
         seen += [never if (there := movers[i].there) is None else there for i in self.second]
-        self.seen = np.stack([*seen, *(obstacle.when for obstacle in obstacles)], axis=1)  # "STEPS P"
-        self.obstacle_lane = np.array([obstacle.lane for obstacle in obstacles], dtype=np.int64)
-        self.obstacle_along = np.array([obstacle.along for obstacle in obstacles])
-        self.presence_half = np.concatenate([self.half, self.half[self.second], [obstacle.half for obstacle in obstacles]])
+        self.seen = np.stack([*seen, *(item.when for item in obstacles)], axis=1)  # "STEPS P"
+        self.presence_half = np.concatenate([self.half, self.half[self.second], [item.half for item in obstacles]])
         vehicles = len(movers) + len(self.second)
+        self.places = np.empty((len(movers), vehicles + len(obstacles)))  # of each presence on each path; -inf if it is not there
+        self.places[:, vehicles:] = self.begins[:, [item.lane for item in obstacles]] + np.array([item.along for item in obstacles])
         self.light, self.patient, passed = (
-            np.array([False] * vehicles + [getattr(obstacle, name) for obstacle in obstacles]) for name in ("light", "patient", "passed")
+            np.array([False] * vehicles + [getattr(item, name) for item in obstacles]) for name in ("light", "patient", "passed")
         )
         owner = np.concatenate([np.arange(len(movers)), self.second, np.full(len(obstacles), -1)])
         lawless = np.array([mover.lawless for mover in movers])
@@ -156,15 +157,16 @@ class Traffic:
         lane, along = self._lanes_at(place)
         own, own_along = lane[self.second], along[self.second]
         oncoming = self.oncoming[self.side, own]
-        lanes = np.concatenate([lane, self.beside[self.side, own], self.obstacle_lane])
+        beside = self.beside[self.side, own]
         second_along = np.where(oncoming, self.lane_length[own] - own_along, own_along)
-        presence_along = np.concatenate([along, second_along, self.obstacle_along])
-        ahead = self.begins[:, lanes] + presence_along - place[:, None]
+        count, vehicles = len(place), len(place) + len(own)
+        self.places[:, :vehicles] = self.begins[:, np.concatenate([lane, beside])] + np.concatenate([along, second_along])
+        ahead = self.places - place[:, None]
         if self.side[0] and not oncoming[0]:  # the person is out of his lane, and follows who is there
-            count = len(place)
-            ahead[0, :count] = np.where(lane == lanes[count], along - second_along[0], ahead[0, :count])
+            ahead[0, :count] = np.where(lane == beside[0], along - second_along[0], ahead[0, :count])
         gap = ahead - self.presence_half - self.half[:, None]
-        speeds = np.concatenate([speed, np.where(oncoming, 0.0, speed[self.second]), np.zeros(len(self.obstacle_lane))])
+        speeds = np.zeros(gap.shape[1])
+        speeds[:count], speeds[count:vehicles] = speed, np.where(oncoming, 0.0, speed[self.second])
         return np.where((ahead > 0.0) & self.heeds & self.seen[step], gap, np.inf), speeds
 
     def _dismiss(self, step: int, gap: Array, speed: Array) -> None:
@@ -182,21 +184,23 @@ class Traffic:
         """What the intelligent driver model and the rules of the road want of each vehicle [m/s^2]."""
         gap, speeds = self.gaps(step, place, speed)
         self._dismiss(step, gap, speed)
-        gap[self.dismissed] = np.inf
-        stopping = (self.light & (gap < np.inf)).any(axis=1)
+        seen = (gap < HORIZON) & ~self.dismissed
+        rows, columns = np.nonzero(seen)
+        stopping = (seen & self.light).any(axis=1)
+        met, its_gap, its_speed = self.conflicts.gaps(place, speed, self.half, stopping)
         share = speed / self._targets(place)
         share *= share
-        free = np.maximum(self.pull * (1.0 - share * share), -FIRM)
-        wanted = np.minimum(free, self._following(slice(None), speed, speeds[:, None], gap.T, free).min(axis=0))
-        rows, other_gap, other_speed = self.conflicts.gaps(place, speed, self.half, stopping)
-        np.minimum.at(wanted, rows, self._following(rows, speed[rows], other_speed, other_gap, free[rows]))
+        wanted = np.maximum(self.pull * (1.0 - share * share), -FIRM)
+        rows, gap = np.concatenate([rows, met]), np.concatenate([gap[rows, columns], its_gap])
+        following = self._following(rows, speed[rows], np.concatenate([speeds[columns], its_speed]), gap, wanted[rows])
+        np.minimum.at(wanted, rows, following)
         return np.maximum(wanted, -HARDEST)
 
     def _targets(self, place: Array) -> Array:
         index = np.minimum((place / GRID).astype(np.int64), self.speeds.shape[1] - 1)
         return self.speeds[np.arange(len(place)), index]
 
-    def _following(self, rows: slice | np.ndarray, speed: Array, other: Array, gap: Array, free: Array) -> Array:
+    def _following(self, rows: np.ndarray, speed: Array, other: Array, gap: Array, free: Array) -> Array:
         """Accelerations of vehicles behind something: those of the model, but not much below what avoids a collision."""
         closing = speed - other
         desired = self.min_gap[rows] + np.maximum(speed * (self.headway[rows] + closing / (2.0 * (PULL[Kind.VEHICLE] * BRAKING) ** 0.5)), 0.0)

@@ -7,12 +7,17 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from irlvla.components import Planner
-from irlvla.types import Features, Plan, Trajectory
+from irlvla import components
+from irlvla.types import HORIZON, Features, Plan, StateIndex, Trajectory
+
+INTERVAL = 0.5  # seconds between poses
 
 
-class ConstantVelocityPlanner(Planner):
-    """Straight on at the present speed (NAVSIM's ConstantVelocityAgent). Learns nothing; needs no backbone but any."""
+class ConstantVelocityPlanner(components.Planner):
+    """Straight ahead at the present speed, whatever its direction (NAVSIM's ConstantVelocityAgent). It learns nothing and reads no tokens.
+
+    Its K proposals are all the same.
+    """
 
     def __init__(self, config: Any, *, width: int) -> None:
         super().__init__(config)
@@ -22,7 +27,8 @@ class ConstantVelocityPlanner(Planner):
 
     def sample(self, features: Features, k: int, *, generator: Generator | None = None) -> Plan:
         ego = features.observation.ego[:, -1]
-        times = torch.arange(1, 9, device=ego.device, dtype=ego.dtype) * 0.5
-        poses = torch.zeros(len(ego), k, len(times), 3, device=ego.device, dtype=ego.dtype)
-        poses[..., 0] = torch.linalg.vector_norm(ego[:, 3:5], dim=-1)[:, None, None] * times
-        return Plan(poses)
+        speed = ego[:, [StateIndex.VX, StateIndex.VY]].norm(dim=-1)
+        times = torch.arange(1, round(HORIZON / INTERVAL) + 1, device=ego.device) * INTERVAL
+        distance = speed[:, None] * times
+        poses = torch.stack([distance, torch.zeros_like(distance), torch.zeros_like(distance)], -1)
+        return Plan(poses[:, None].repeat(1, k, 1, 1), INTERVAL)

@@ -1,30 +1,23 @@
-"""The command line: `irlvla COMMAND`, `irlvla --help`.
-
-Commands import what they need when they run, so that `irlvla --help` is quick. A user's mistake ends with a message and exit
-code 2, a check that fails with exit code 1, and neither with a traceback.
-"""
+"""`irlvla conformance` and `irlvla doctor`: is the score exact, and is the installation sound?"""
 
 from __future__ import annotations
 
 import json
-import sys
 from enum import StrEnum
-from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from irlvla.errors import IrlvlaError
+import irlvla
+from irlvla.cli.program import FAILED, version_of
+from irlvla.cli.tables import print_table
+from irlvla.errors import PluginError
 
-FAILED, WRONG_USE = 1, 2  #: exit codes
+if TYPE_CHECKING:
+    from irlvla.conformance import Check
 
-app = typer.Typer(
-    help="Train Vision-Language-Action driving policies with learned rewards, and score trajectories exactly as NAVSIM v2.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+PACKAGES = ("irlvla", "torch", "numpy", "pluggy", "pydantic", "omegaconf", "accelerate", "safetensors", "huggingface-hub")
 
 
 class Device(StrEnum):
@@ -34,39 +27,9 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
-def main() -> None:
-    """Run the command line."""
-    try:
-        app()
-    except IrlvlaError as error:
-        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
-        sys.exit(WRONG_USE)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"irlvla {_version('irlvla')}")
-        raise typer.Exit
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)] = False,
-) -> None:
-    pass
-
-
 # -- conformance -------------------------------------------------------------------------------------------------------
 
 
-@app.command()
 def conformance(
     paths: Annotated[
         list[Path] | None, typer.Argument(help="Golden files (.npz), or folders with them. Default: the set of the source tree.")
@@ -81,29 +44,25 @@ def conformance(
 
     Exits with 1 if anything differs. Candidates that the files mark as fragile (a change of a micrometre flips a decision) are
     counted apart: there the last bit of a double decides.
+
+    Examples:
+
+      irlvla conformance
+
+      irlvla conformance golden/ --set public --device cuda --json
     """
     from irlvla.conformance import compare
 
-    _require(device)
+    require(device)
     report = compare(paths or [_default_golden()], device.value, only)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
-        rows = [
-            (
-                c.name,
-                c.candidates,
-                c.mismatches,
-                f"{c.fragile_mismatches} of {c.fragile}" if c.fragile else "",
-                f"{c.largest_error:.1e}",
-                _place(c.first),
-            )
-            for c in report.checks.values()
-        ]
-        _table(
+        checks = list(report.checks.values())
+        print_table(
             ("metric", "candidates", "mismatches", "fragile", "largest error", "first mismatch"),
-            rows,
-            bad=[c.mismatches > 0 for c in report.checks.values()],
+            [_row(check) for check in checks],
+            bad=[i for i, check in enumerate(checks) if check.mismatches],
         )
         typer.echo(
             (f"{report.scenes} scenes, {report.candidates} candidates: " if report.scenes else "")
@@ -115,8 +74,13 @@ def conformance(
         raise typer.Exit(FAILED)
 
 
+def _row(check: Check) -> tuple[Any, ...]:
+    fragile = f"{check.fragile_mismatches} of {check.fragile}" if check.fragile else ""
+    return check.name, check.candidates, check.mismatches, fragile, f"{check.largest_error:.1e}", _place(check.first)
+
+
 def _default_golden() -> Path:
-    for root in (Path(__file__).resolve().parents[2], Path.cwd()):
+    for root in (Path(irlvla.__file__).resolve().parents[2], Path.cwd()):
         if (root / "tests" / "golden").is_dir():
             return root / "tests" / "golden"
     raise typer.BadParameter(
@@ -134,19 +98,18 @@ def _place(first: tuple[str, int] | None) -> str:
 # -- doctor ------------------------------------------------------------------------------------------------------------
 
 
-@app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what was built, what was found on this machine, and whether the scorer gives known answers. Exits with 1 if not."""
-    facts = {"versions": _versions(), "built": _built(), "found": _found()}
+    facts = {"versions": _versions(), "plugins": _plugins(), "built": _built(), "found": _found()}
     checks = {
         device: _self_check(device) for device in ["cpu", *(["cuda"] if facts["built"].get("cuda") and facts["found"]["gpus"] else [])]
     }
     if as_json:
         typer.echo(json.dumps({**facts, "checks": checks}, indent=2))
     else:
-        rows = [(section, name, _plain(value)) for section, values in facts.items() for name, value in values.items()]
+        rows = [(section, name, line) for section, values in facts.items() for name, value in values.items() for line in _lines(value)]
         rows += [("self-check", device, "; ".join(problems) or "passed") for device, problems in checks.items()]
-        _table(("", "", ""), rows, bad=[row[0] == "self-check" and row[2] != "passed" for row in rows])
+        print_table(("", "", ""), rows, bad=[i for i, row in enumerate(rows) if row[0] == "self-check" and row[2] != "passed"])
     if any(checks.values()):
         raise typer.Exit(FAILED)
 
@@ -154,8 +117,22 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 def _versions() -> dict[str, Any]:
     import platform
 
-    packages = {name: _version(name) for name in ("irlvla", "torch", "numpy", "pluggy", "pydantic", "safetensors")}
+    packages = {name: version_of(name) for name in PACKAGES}
     return {**packages, "python": platform.python_version(), "system": f"{platform.system()} {platform.release()} {platform.machine()}"}
+
+
+def _plugins() -> dict[str, Any]:
+    """How many can be used, and why others cannot."""
+    try:
+        from irlvla.registry import installed
+
+        plugins = installed().plugins
+    except (ImportError, PluginError) as error:
+        return {"usable": 0, "set aside": {"all": str(error)}}
+    return {
+        "usable": sum(not plugin.problem for plugin in plugins),
+        "set aside": {str(plugin): plugin.problem for plugin in plugins if plugin.problem},
+    }
 
 
 def _built() -> dict[str, Any]:
@@ -203,34 +180,18 @@ def _self_check(device: str) -> list[str]:
         return [f"{type(error).__name__}: {error}"]
 
 
-def _plain(value: Any) -> str:
-    if value is None or value == []:
-        return "none"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _lines(value: Any) -> list[str]:
+    """A fact as lines of a table."""
+    if value is None or value == [] or value == {}:
+        return ["none"]
+    if isinstance(value, dict):
+        return [f"{name}: {reason}" for name, reason in value.items()]
+    return [", ".join(map(str, value)) if isinstance(value, list) else str(value)]
 
 
-# -- shared ------------------------------------------------------------------------------------------------------------
-
-
-def _require(device: Device) -> None:
+def require(device: Device) -> None:
+    """Raise `typer.BadParameter` for a device that this machine lacks."""
     import torch
 
     if device is Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("no CUDA device was found; `irlvla doctor` says what was", param_hint="--device")
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]], bad: list[bool]) -> None:
-    """A table: coloured on a terminal, columns of plain text elsewhere. `bad` rows stand out."""
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(*header, show_header=any(header), box=None, pad_edge=False)
-        for row, wrong in zip(rows, bad, strict=True):
-            table.add_row(*(str(cell) for cell in row), style="red" if wrong else None)
-        Console().print(table)
-        return
-    lines = [tuple(map(str, row)) for row in ([header] if any(header) else []) + rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    for line in lines:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,64 @@
+"""The command line: `irlvla COMMAND`, `irlvla --help`.
+
+Commands import what they need when they run, so that `irlvla --help` is quick.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from irlvla.cli import checkup, plugins
+from irlvla.cli.program import Program, version_of
+from irlvla.cli.stages import add_stage
+
+app = typer.Typer(
+    cls=Program,
+    help="Train Vision-Language-Action driving policies with learned rewards, and score trajectories exactly as NAVSIM v2.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"irlvla {version_of('irlvla')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+add_stage(
+    app,
+    "score",
+    "irlvla.stages.scoring:score",
+    """Measure the plans of a policy, of a planner or of a file in every scene of a dataset.
+
+    Writes RUN/scores.csv (every value of every scene) and RUN/summary.json (means).
+
+    Examples:
+
+      irlvla score data.path=scenes/ planner=constant_velocity
+
+      irlvla score data.path=scenes/ policy=runs/imitate/checkpoints/last/model candidates=16
+
+      irlvla score data.path=scenes/ plans=plans.safetensors metrics='[epdms]'
+    """,
+)
+app.add_typer(plugins.app, name="plugins")
+app.command()(checkup.conformance)
+app.command()(checkup.doctor)

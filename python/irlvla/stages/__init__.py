@@ -1,0 +1,5 @@
+"""The stages: each is one function and the configuration that it takes."""
+
+from irlvla.stages.scoring import ScoreConfig, score
+
+__all__ = ["ScoreConfig", "score"]

@@ -1,0 +1,202 @@
+"""Measure plans in every scene of a dataset: what a policy, a planner or a file of plans is worth."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader
+
+from irlvla.checkpoint import from_pretrained
+from irlvla.components import Dataset, Metric, Policy, Spec, pluggable
+from irlvla.errors import ConfigError, ContractError, InputError, IrlvlaError
+from irlvla.files import write_whole
+from irlvla.registry import build, installed
+from irlvla.run import Run, RunConfig
+from irlvla.types import Observation, Plan, Scene
+
+Record = dict[str, Any]  #: a scene's number in the dataset, its token, and the values of its metrics by name
+
+
+class ScoreConfig(RunConfig):
+    """Settings of `score`."""
+
+    data: Spec = pluggable("dataset", "scenes", description="scenes to plan in")
+    policy: str | None = Field(None, description="a saved policy: its folder, or its name on the Hub (owner/name)")
+    planner: Spec | None = pluggable("planner", None, description="instead of a policy: a planner by itself; one that learns is untrained")
+    backbone: Spec | None = pluggable("backbone", None, description="what `planner` sees with; null = status")
+    reasoner: Spec | None = pluggable("reasoner", None, description="what `planner` thinks with")
+    plans: Path | None = Field(None, description="instead of a policy: a file of Plan.save, one row per scene, in the order of the dataset")
+    candidates: int = Field(1, ge=1, description="plans per scene (K); the planner's favourite is driven")
+    metrics: list[Spec] = pluggable("metric", ["epdms", "displacement"], description="what is measured")
+    batch: int = Field(64, ge=1, description="scenes at once")
+    workers: int = Field(0, ge=0, description="processes that read the scenes; 0 = the main one")
+
+    may_change = RunConfig.may_change | {"workers"}
+
+
+def score(config: ScoreConfig) -> Path:
+    """Write scores.csv (every value of every scene) and summary.json (means over what was measured); return their directory.
+
+    Of several processes each measures its share, and the main one writes. A planner draws its random numbers for each
+    batch anew, from the seed and the place of the batch in the dataset.
+
+    Raises:
+        ConfigError: not exactly one of policy, planner and plans is given, or two metrics measure something of the same name.
+        ContractError: a planner or a metric returns what it must not.
+        FileError: there is no such data, checkpoint or file of plans.
+        InputError: there are no scenes, or plans are not of these.
+    """
+    dataset: Dataset = build("dataset", config.data)
+    metrics: list[Metric] = [build("metric", spec) for spec in config.metrics]
+    if not len(dataset):
+        raise InputError(f"{dataset} holds no scenes")
+    source = _source(config, len(dataset))
+    # Whole batches are dealt out, so that a scene has the same neighbours, and the same random numbers, in any number of processes.
+    batches: Any = [range(len(dataset))[first : first + config.batch] for first in range(0, len(dataset), config.batch)]
+    loader = DataLoader(batches, batch_size=1, num_workers=config.workers, collate_fn=functools.partial(_read, dataset))
+    table: dict[int, Record] = {}
+    with Run.start("score", config) as run, torch.no_grad(), run.progress(len(dataset), "score") as progress:
+        run.restore()  # which restores nothing: a run that is resumed begins anew, and so must its log
+        if isinstance(source, Policy):
+            source.to(run.device).eval()
+        began = time.perf_counter()
+        for batch in run.prepare(loader):
+            if isinstance(batch, IrlvlaError):
+                raise batch
+            with run.autocast():
+                plan = _plan(source, batch, config)
+            records = _gather(run, _measure(metrics, batch, plan))
+            before = len(table)
+            table.update((record["row"], record) for record in records)  # some again: all processes get equally many batches
+            progress.advance(len(table) - before)
+        seconds = time.perf_counter() - began
+        if run.is_main:
+            _write(run, [table[row] for row in sorted(table)], seconds)
+    return run.directory
+
+
+# -- plans -------------------------------------------------------------------------------------------------------------
+
+
+def _source(config: ScoreConfig, scenes: int) -> Policy | Plan:
+    """What plans: a policy, or the plans of a file."""
+    given = [name for name in ("policy", "planner", "plans") if getattr(config, name) is not None]
+    if len(given) != 1:
+        got = f"{' and '.join(given)}; FIELD=null drops one" if given else "none"
+        raise ConfigError(f"give exactly one of policy, planner and plans, got {got}")
+    if parts := [name for name in ("backbone", "reasoner") if getattr(config, name) is not None and config.planner is None]:
+        raise ConfigError(f"{' and '.join(parts)}: it goes with planner, not with {given[0]}")
+    if config.plans is not None:
+        return _read_plans(config.plans, scenes, config.candidates)
+    if config.policy is not None:
+        policy = from_pretrained(config.policy)
+        if not isinstance(policy, Policy):
+            raise ConfigError(f"policy={config.policy} holds {policy} alone; it must hold a whole policy")
+        return policy
+    torch.manual_seed(config.seed)  # an untrained planner is the same in every process
+    return installed().build_policy(config.backbone or "status", config.planner, config.reasoner)
+
+
+def _read_plans(path: Path, scenes: int, candidates: int) -> Plan:
+    plan = Plan.load(path)
+    if plan.poses.ndim != 4 or len(plan) != scenes:
+        raise InputError(f"{path} holds poses of shape {tuple(plan.poses.shape)}; the {scenes} scenes need ({scenes}, K, T, 3)")
+    if candidates not in (1, plan.poses.shape[1]):
+        raise ConfigError(f"candidates={candidates}: {path} holds {plan.poses.shape[1]} plans per scene, and all are taken")
+    return plan
+
+
+def _plan(source: Policy | Plan, batch: _Batch, config: ScoreConfig) -> Plan:
+    if isinstance(source, Plan):
+        return source[batch.rows.cpu()].to(batch.rows.device)
+    entropy = np.random.SeedSequence((config.seed, int(batch.rows[0]))).generate_state(1, np.uint64)
+    generator = Generator(batch.rows.device).manual_seed(int(entropy[0]))
+    return source.sample(batch.observation, config.candidates, generator=generator)
+
+
+# -- scenes ------------------------------------------------------------------------------------------------------------
+
+
+class _Batch(NamedTuple):
+    rows: Tensor  # B: which scenes of the dataset these are
+    observation: Observation
+    scene: Scene
+
+
+def _read(dataset: Dataset, batches: list[range]) -> _Batch | IrlvlaError:
+    """A batch of a dataset; or the mistake that keeps it from being read, which a worker would raise with a traceback."""
+    (rows,) = batches
+    try:
+        observations, scenes, _ = zip(*(dataset[row] for row in rows), strict=True)
+        return _Batch(torch.tensor(rows), Observation.cat(observations), Scene.cat(scenes))
+    except IrlvlaError as error:
+        return error
+    except Exception as error:
+        error.add_note(f"while reading the scenes {rows[0]} to {rows[-1]} of {dataset}")
+        raise
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def _measure(metrics: Iterable[Metric], batch: _Batch, plan: Plan) -> list[Record]:
+    """What the metrics measure in each scene."""
+    records: list[Record] = [{"row": row, "token": token} for row, token in zip(batch.rows.tolist(), batch.scene.token, strict=True)]
+    for metric in metrics:
+        for name, values in _require_values(metric(batch.scene, plan), metric, len(records)).items():
+            if name in records[0]:
+                raise ConfigError(f"metrics: there is a column {name!r} already; leave out {metric}, or what else gives it")
+            for record, value in zip(records, values.double().tolist(), strict=True):
+                record[name] = value
+    return records
+
+
+def _require_values(values: Any, metric: Metric, scenes: int) -> Mapping[str, Tensor]:
+    if not isinstance(values, Mapping):
+        raise ContractError(f"{metric} must return a mapping of names to tensors, not {type(values).__name__}")
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or tuple(value.shape) != (scenes,):
+            given = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
+            raise ContractError(f"{metric}: {name!r} must be a tensor of one value for each of the {scenes} scenes, not {given}")
+        if bool(value.isinf().any()):
+            raise ContractError(f"{metric}: {name!r} is infinite; what is not measured is NaN")
+    return values
+
+
+def _gather(run: Run, records: list[Record]) -> list[Record]:
+    """The records of all processes. They travel as JSON, padded with spaces, since `Run.gather` takes tensors of one shape."""
+    text = json.dumps(records).encode()
+    length = int(run.gather(torch.tensor([len(text)], device=run.device)).max())
+    padded = torch.frombuffer(bytearray(text.ljust(length)), dtype=torch.uint8)[None].to(run.device)
+    return [record for row in run.gather(padded).cpu().numpy() for record in json.loads(row.tobytes())]
+
+
+def _write(run: Run, records: list[Record], seconds: float) -> None:
+    columns = list(dict.fromkeys(name for record in records for name in record if name != "row"))
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns, restval=math.nan, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(records)
+    measured = {name: [record[name] for record in records if not math.isnan(record.get(name, math.nan))] for name in columns[1:]}
+    means = {name: math.fsum(values) / len(values) for name, values in measured.items() if values}
+    summary = {
+        "scenes": len(records),
+        "seconds": seconds,
+        "scenes_per_second": len(records) / seconds,
+        "metrics": {name: {"mean": means.get(name), "count": len(values)} for name, values in measured.items()},
+    }
+    write_whole(run.directory / "scores.csv", text.getvalue())
+    write_whole(run.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
+    run.log(len(records), means)
