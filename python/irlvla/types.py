@@ -13,6 +13,7 @@ Frames, said once. Metres, radians, seconds; headings counter-clockwise.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import os

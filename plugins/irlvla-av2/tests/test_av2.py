@@ -11,15 +11,15 @@ import pyarrow
 import pyarrow.feather
 import pytest
 import torch
-from irlvla_av2.dataset import Av2Dataset
-from irlvla_av2.logs import RING
-from irlvla_av2.roads import read_roads
 from PIL import Image
 
 import irlvla
 from irlvla import FileError, Layer, Scene
 from irlvla.records import Record
 from irlvla.shards import with_reference
+from irlvla_av2.dataset import Av2Dataset
+from irlvla_av2.logs import RING
+from irlvla_av2.roads import read_roads
 
 HERE = Path(__file__).resolve()
 DATA = Path(os.environ.get("IRLVLA_REAL_DATA", HERE.parents[4] / "shared" / "real")) / "argoverse2_logs"

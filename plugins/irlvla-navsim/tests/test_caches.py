@@ -15,12 +15,12 @@ import openscene
 import pytest
 import shapely
 import torch
-from irlvla_navsim.caches import find_caches, read_cache
-from irlvla_navsim.dataset import MetricCacheDataset, NavsimDataset
 
 import irlvla
 from irlvla import FileError, Scene
 from irlvla.shards import with_reference
+from irlvla_navsim.caches import find_caches, read_cache
+from irlvla_navsim.dataset import MetricCacheDataset, NavsimDataset
 
 NAMES = {
     "navsim.planning.metric_caching.metric_cache": ["MetricCache"],

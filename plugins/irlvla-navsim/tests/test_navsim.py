@@ -14,18 +14,18 @@ import openscene
 import pytest
 import shapely
 import torch
-from irlvla_navsim.dataset import NavsimDataset, read_filter
-from irlvla_navsim.frames import read_log
-from irlvla_navsim.maps import find_map, read_map
-from irlvla_navsim.pickles import read_pickle
-from irlvla_navsim.routes import corrected
-from irlvla_navsim.scenes import Window, make_scene
 from PIL import Image
 
 import irlvla
 from irlvla import FileError, Layer, Scene
 from irlvla.records import Record
 from irlvla.shards import Shards, ShardWriter, with_reference
+from irlvla_navsim.dataset import NavsimDataset, read_filter
+from irlvla_navsim.frames import read_log
+from irlvla_navsim.maps import find_map, read_map
+from irlvla_navsim.pickles import read_pickle
+from irlvla_navsim.routes import corrected
+from irlvla_navsim.scenes import Window, make_scene
 
 PRESENT = 5  # frame index of the scene that most tests look at
 

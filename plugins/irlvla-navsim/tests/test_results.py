@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from irlvla_navsim.pickles import read_pickle
-from irlvla_navsim.results import read_mapping, read_results, write_results, write_submission
 
 from irlvla import Epdms, FileError, InputError
+from irlvla_navsim.pickles import read_pickle
+from irlvla_navsim.results import read_mapping, read_results, write_results, write_submission
 
 REAL = Path(os.environ.get("IRLVLA_REAL_DATA", Path(__file__).resolve().parents[4] / "shared" / "real"))
 official = pytest.mark.skipif(not REAL.is_dir(), reason=f"needs {REAL} (set IRLVLA_REAL_DATA to another place)")

@@ -123,7 +123,8 @@ class Traffic:
         self.presence_half = np.concatenate([self.half, self.half[self.second], [item.half for item in obstacles]])
         vehicles = len(movers) + len(self.second)
         self.places = np.empty((len(movers), vehicles + len(obstacles)))  # of each presence on each path; -inf if it is not there
-        self.places[:, vehicles:] = self.begins[:, [item.lane for item in obstacles]] + np.array([item.along for item in obstacles])
+        lanes = np.array([item.lane for item in obstacles], dtype=np.int64)
+        self.places[:, vehicles:] = self.begins[:, lanes] + np.array([item.along for item in obstacles])
         self.light, self.patient, passed = (
             np.array([False] * vehicles + [getattr(item, name) for item in obstacles]) for name in ("light", "patient", "passed")
         )
