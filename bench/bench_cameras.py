@@ -8,9 +8,10 @@ One thread; every road family; a new scene for each rig of cameras, as in traini
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from irlvla.synthetic.world import PAST, World
 SIZE = (256, 704)
 RIGS = {"8 cameras": NAVSIM_RIG, "3 cameras": FRONT_RIG}
 PARTS = {  # what the time goes to: where it is called from, and its name
-    "solids": (cameras, "solids"), "ground": (cameras, "surfaces"), "order": (solids.Solids, "seen_from"), "sky": (cameras, "_sky"),
+    "solids": (cameras, "solids_of"), "ground": (cameras, "surfaces"), "order": (solids.Solids, "seen_from"), "sky": (cameras, "_sky"),
     "projection": (cameras.View, "seen"), "painting": (cameras, "paint"),
 }  # fmt: skip
 
@@ -97,10 +98,58 @@ def drivable(world: World, points: np.ndarray) -> torch.Tensor:
 
 
 def measure(name: str, rig: Rig, family: str, worlds: list[World]) -> dict[str, Any]:
-    """Images per second, and the share of each part."""
+    """Images per second, and the share of each part of the work."""
     render(worlds[0], rig)
     seconds = [clock(lambda world=world: render(world, rig)) for _ in range(3) for world in worlds]
-    spent: dict[str, float] = defaultdict(float)
-    with mock.patch.multiple(cameras, **{}) if False else mock.patch.object(cameras, "SKY_TOP", cameras.SKY_TOP):
-        total = 1.0
-    return {"rig": name, "family": family, "per_second": len(rig) * len(seconds) / sum(seconds), "spent": spent, "total": total}
+    spent = dict.fromkeys(PARTS, 0.0)
+    with contextlib.ExitStack() as stack:
+        for part, (owner, function) in PARTS.items():
+            stack.enter_context(mock.patch.object(owner, function, timed(getattr(owner, function), part, spent)))
+        total = sum(clock(lambda world=world: render(world, rig)) for world in worlds)
+    rates = [len(rig) / s for s in seconds]
+    return {
+        "rig": name,
+        "family": family,
+        "per_second": len(rig) * len(seconds) / sum(seconds),
+        "slowest": min(rates),
+        "fastest": max(rates),
+        "actors": sum(len(world.actors) for world in worlds) / len(worlds),
+        "share": {part: used / total for part, used in spent.items()},
+    }
+
+
+def clock(call: Callable[[], Any]) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def timed(function: Callable[..., Any], part: str, spent: dict[str, float]) -> Callable[..., Any]:
+    """The same function; what it takes is added to `spent`."""
+
+    def call(*arguments: Any) -> Any:
+        start = time.process_time()
+        try:
+            return function(*arguments)
+        finally:
+            spent[part] += time.process_time() - start
+
+    return call
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    rows = [["rig", "roads", "actors", "images/s", "(slowest - fastest)", *PARTS, "rest"]]
+    for r in results:
+        shares = [*r["share"].values(), 1.0 - sum(r["share"].values())]
+        speeds = [f"{r['per_second']:,.0f}", f"({r['slowest']:,.0f} - {r['fastest']:,.0f})"]
+        rows.append([r["rig"], r["family"], f"{r['actors']:.0f}", *speeds, *(f"{share:.0%}" for share in shares)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    for rig in RIGS:
+        mean = statistics.harmonic_mean([r["per_second"] for r in results if r["rig"] == rig])
+        print(f"{rig}: {mean:,.0f} images of {SIZE[0]} x {SIZE[1]} per second and core over all families")
+
+
+if __name__ == "__main__":
+    main()

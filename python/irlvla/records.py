@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -207,17 +208,12 @@ class RecordDataset(components.Dataset):
         found = self.record(index % len(self))
         scene = found.scene
         history = torch.cat([scene.in_ego_frame(scene.history[..., :3]), scene.history[..., 3:]], -1)
-        images = {} if self.config.size is None else self._images(found)
-        obs = Observation(
-            token=scene.token,
-            ego=history.float(),
-            command=torch.tensor([command_of(scene)]),
-            scene=scene if self.config.privileged else None,
-            **images,
-        )
+        obs = Observation(scene.token, history.float(), torch.tensor([command_of(scene)]), scene=scene if self.config.privileged else None)
+        if self.config.size is not None:
+            obs = dataclasses.replace(obs, **self._images(found))
         return obs, scene, Trajectory(scene.human.float(), scene.human_dt)
 
-    def _images(self, found: Record) -> dict[str, Tensor]:
+    def _images(self, found: Record) -> dict[str, Any]:
         """Images and calibration of the chosen cameras. Raises `FileError` for an image that cannot be read."""
         names = found.cameras.split(",") if found.cameras else []
         chosen = [_position(name, names) for name in self.config.cameras] or range(len(names))

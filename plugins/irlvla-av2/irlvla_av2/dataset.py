@@ -18,9 +18,9 @@ from irlvla_av2.logs import Log, read_log, sweep_times
 from irlvla_av2.roads import Array, Roads
 from irlvla_av2.routes import Route, centerline, follow
 
-HISTORY = np.array([-1.5, -1.0, -0.5, 0.0])  # [s]
-HUMAN = np.arange(1, 9) * 0.5
-AGENTS = np.arange(51) * 0.1
+HISTORY: Array = np.array([-1.5, -1.0, -0.5, 0.0])  # [s]
+HUMAN: Array = np.arange(1, 9) * np.float64(0.5)
+AGENTS: Array = np.arange(51) * np.float64(0.1)
 REACH = 100.0  # of the map and of agents around the car [m]
 
 

@@ -22,13 +22,13 @@ from irlvla_navsim.scenes import Window, make_scene
 class SceneFilter(Config):
     """Which windows of the logs: the fields of the devkit's scene filters, so that its YAML files can be given as they are."""
 
-    num_history_frames: int = Field(4, ge=4, description="frames up to the present one")
-    num_future_frames: int = Field(10, ge=8, description="frames after it")
-    frame_interval: int | None = Field(None, ge=1, description="frames from one window to the next; null = as long as a window")
-    has_route: bool = Field(True, description="leave out windows without a route")
-    max_scenes: int | None = Field(None, ge=1, description="at most so many; null = all")
-    log_names: tuple[str, ...] | None = Field(None, description="only these logs; null = all")
-    tokens: frozenset[str] | None = Field(None, description="only windows whose present frame is one of these; null = all")
+    num_history_frames: int = Field(default=4, ge=4, description="frames up to the present one")
+    num_future_frames: int = Field(default=10, ge=8, description="frames after it")
+    frame_interval: int | None = Field(default=None, ge=1, description="frames from one window to the next; null = as long as a window")
+    has_route: bool = Field(default=True, description="leave out windows without a route")
+    max_scenes: int | None = Field(default=None, ge=1, description="at most so many; null = all")
+    log_names: tuple[str, ...] | None = Field(default=None, description="only these logs; null = all")
+    tokens: frozenset[str] | None = Field(default=None, description="only windows whose present frame is one of these; null = all")
 
     @property
     def length(self) -> int:
@@ -56,7 +56,7 @@ class NavsimDataset(RecordDataset):
         maps: Path = Field(description="the folder of nuPlan's maps (CITY/VERSION/map.gpkg)")
         sensors: Path | None = Field(None, description="the sensor blobs of the split; null = without images")
         filter: Path | None = Field(None, description="a scene filter of the devkit (YAML); null = the fields of `windows`")
-        windows: SceneFilter = Field(SceneFilter(), description="which windows, where no filter file is given")
+        windows: SceneFilter = Field(default=SceneFilter(), description="which windows, where no filter file is given")
 
     def __init__(self, config: Any) -> None:
         """Raises `FileError` if a folder is missing, a log is damaged, or no window is left."""

@@ -191,9 +191,8 @@ def _synthetic_frame(raw: dict[str, Any], about: dict[str, Any]) -> Frame:
 def stub_box(thing: Stub) -> Box:
     """A tracked object of nuPlan; its box and velocity are in the map frame already."""
     kind = enum_value(thing._tracked_object_type)
-    centre, velocity = thing._box._center, getattr(thing, "_velocity", None)
-    moves = kind in MOVING and velocity is not None
-    speed = [float(velocity._x), float(velocity._y)] if moves else [0.0, 0.0]
+    centre = thing._box._center
+    speed = [float(thing._velocity._x), float(thing._velocity._y)] if kind in MOVING else [0.0, 0.0]
     state = np.array([centre.x, centre.y, centre.heading, *speed], dtype=np.float64)
     return Box(str(thing._metadata.track_token), Kind(kind), (float(thing._box._length), float(thing._box._width)), state)
 

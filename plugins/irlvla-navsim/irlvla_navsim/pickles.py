@@ -74,6 +74,9 @@ class Stub:
             if isinstance(part, dict):
                 self.__dict__.update(part)
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{self._name} has no {name}")
+
     def __hash__(self) -> int:
         return hash((self._name, str(self._arguments)))
 

@@ -169,6 +169,6 @@ def _parts(layer: Layer, shape: shapely.Geometry, on_route: bool = False, red: A
 
 def _red(lights: Sequence[dict[str, bool]], lanes: frozenset[str]) -> dict[str, Array]:
     """When the lights of the route are red: connector -> "41"."""
-    steps = np.arange(41) // 5
+    steps = (np.arange(41) // 5).tolist()
     names = {name for frame in lights for name, red in frame.items() if red} & lanes
     return {name: np.array([lights[row].get(name, False) for row in steps]) for name in sorted(names)}

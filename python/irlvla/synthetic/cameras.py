@@ -20,7 +20,7 @@ from irlvla.images import fit
 from irlvla.ops.painting import paint
 from irlvla.synthetic.appearance import Daylight, Shapes, joined_offsets
 from irlvla.synthetic.ground import GRASS, haze, horizon, shadows, surfaces
-from irlvla.synthetic.solids import solids
+from irlvla.synthetic.solids import solids_of
 from irlvla.synthetic.world import FUTURE, PAST, World
 
 NEAR = 0.05  #: what is nearer to a camera's plane is not seen [m]
@@ -173,7 +173,7 @@ def render(world: World, rig: Rig = NAVSIM_RIG, size: tuple[int, int] = (256, 70
     rig = rig.resized(*size)
     pose = world.ego[PAST + step, :3]
     light = Daylight.of(world.seed, pose[2])
-    standing = solids(world, step, light)
+    standing = solids_of(world, step, light)
     ground = Shapes.cat(
         [surfaces(world.roads, pose), shadows(standing.footprints, standing.spans, light), haze(light), horizon(world.seed, pose[2], light)]
     )

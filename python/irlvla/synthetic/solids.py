@@ -108,7 +108,7 @@ def _same_direction(footprints: Float[np.ndarray, "N 4 2"], eye: Float[np.ndarra
 # -- from actors and signals -------------------------------------------------------------------------------------------
 
 
-def solids(world: World, step: int, light: Daylight) -> Solids:
+def solids_of(world: World, step: int, light: Daylight) -> Solids:
     """Actors and traffic lights at a step from t = 0."""
     now = PAST + step
     items = [_actor(actor, now) for actor in world.actors if actor.valid[now]]
