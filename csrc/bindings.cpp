@@ -10,8 +10,8 @@
 #include <string>
 
 #include "epdms.h"
+#include "painting.h"
 #include "parallel.h"
-#include "render.h"
 
 namespace py = pybind11;
 using namespace irlvla;

@@ -24,6 +24,7 @@ from irlvla.types import Kind, Layer
 
 SMALL = (128, 352)
 LARGE = (256, 704)
+GREY = torch.tensor([0.299, 0.587, 0.114])
 
 # -- worlds ------------------------------------------------------------------------------------------------------------
 
@@ -290,12 +291,22 @@ def shown(image: torch.Tensor, colour: tuple[int, int, int]) -> Bool[np.ndarray,
     return (image == torch.tensor(colour, dtype=torch.uint8)[:, None, None]).all(0).numpy()
 
 
+# Wide, tilted and rolled, with pixels that are not square: down at the road, and back over the roof.
+ODD_RIG = Rig(
+    ("down", "back"),
+    np.stack([[[60.0, 4.0, 90.0], [0.0, 80.0, 40.0], [0.0, 0.0, 1.0]], [[90.0, 0.0, 176.0], [0.0, 90.0, 64.0], [0.0, 0.0, 1.0]]]),
+    np.stack([mounted(20.0, 50.0, 35.0, 2.0, 0.5, 1.2), mounted(170.0, 10.0, -160.0, 0.0, 0.0, 3.0)]),
+    *SMALL,
+)
+
+
+@pytest.mark.parametrize("rig", [NAVSIM_RIG, ODD_RIG], ids=["navsim", "odd"])
 @pytest.mark.parametrize("ego", [(0.0, 0.0, 0.0), (30.0, -2.0, 2.5)])
-def test_surfaces_lie_where_rays_meet_them(ego: tuple[float, float, float]) -> None:
+def test_surfaces_lie_where_rays_meet_them(rig: Rig, ego: tuple[float, float, float]) -> None:
     """Before, beside and behind the car: asphalt, kerb, pavement, grass."""
-    rig, images = NAVSIM_RIG.resized(*SMALL), render(world(ego=ego), size=SMALL)
+    rig, images = rig.resized(*SMALL), render(world(ego=ego), rig, SMALL)
     checked = np.zeros(4)
-    for camera in range(8):
+    for camera in range(len(rig)):
         x, y = np.moveaxis(on_ground(rig, camera), -1, 0)
         near = np.hypot(x, y) < 19.0  # no haze
         cosine, sine = np.cos(ego[2]), np.sin(ego[2])
@@ -306,7 +317,7 @@ def test_surfaces_lie_where_rays_meet_them(ego: tuple[float, float, float]) -> N
         for label, colour in enumerate((ground.ASPHALT, ground.KERB, ground.PAVEMENT, ground.GRASS)):
             assert shown(images[camera], colour)[sure & (labels == label)].all()
             checked[label] += (sure & (labels == label)).sum()
-    assert (checked > (10_000, 30, 3_000, 3_000)).all()
+    assert (checked > (10_000, 30, 1_000, 1_000)).all()
 
 
 PAINTED = {  # x and y -> where there is paint
@@ -400,7 +411,7 @@ def lamps(red: bool, amber: bool, heading: float) -> Float[np.ndarray, "3 3"]:
 @pytest.mark.parametrize(("red", "amber", "lit"), [(True, False, 0), (False, True, 1), (False, False, 2)])
 def test_traffic_lights_show_their_state(red: bool, amber: bool, lit: int) -> None:
     seen = lamps(red, amber, 0.0)
-    grey = seen @ (0.299, 0.587, 0.114)
+    grey = seen @ GREY.numpy()
     assert grey.argmax() == lit, "legible in grey: which lamp is bright"
     assert grey[lit] > np.delete(grey, lit).max() + 60
     brightest = seen[lit].argmax()
@@ -421,7 +432,7 @@ def test_brake_lights() -> None:
     calm, bright = (render(world(actor), rig)[0].float() for actor in (leader, braking))
     more = (bright - calm).clamp(min=0)
     assert (more[0] > 60).sum() > 20
-    assert torch.equal(render(world(leader), rig, step=-20), render(world(leader), rig, step=-20))
+    assert ((more * GREY[:, None, None]).sum(0) > 50).sum() > 20, "legible in grey"
 
 
 def test_actors_come_and_go() -> None:
@@ -481,9 +492,11 @@ def test_fewer_cameras_see_the_same() -> None:
     assert not torch.equal(front[0], front[1])
 
 
-def test_seeds_differ_in_light_only() -> None:
+def test_seeds_differ_in_light_and_colours_only() -> None:
     one, two = (render(dataclasses.replace(scene(), seed=seed), FRONT_RIG, SMALL).float() for seed in (1, 2))
     assert 0.5 < (one - two).abs().mean() < 40
+    clear = first_hit(scene().actors, FRONT_RIG.resized(*SMALL), 1) < 0
+    assert (one - two)[1].abs().amax(0)[torch.from_numpy(clear)].median() < 10
 
 
 def test_the_car_moves_through_the_world() -> None:

@@ -20,7 +20,7 @@ from irlvla.components import Policy
 from irlvla.errors import ConfigError, FileError, InputError
 from irlvla.testing import backbone_checks, check, metric_checks, planner_checks, reward_model_checks
 from irlvla.types import METRICS, Batch, Command, Epdms, Features, Observation, Plan, Scene, Trajectory
-from irlvla.zoo.datasets.scenes import command_of
+from irlvla.records import command_of
 
 GOLDEN = Path(__file__).parent / "golden"
 HANDMADE = torch.tensor(list(golden.HANDMADE_PLANS.values()), dtype=torch.float64)[None]  # "1 4 8 3"

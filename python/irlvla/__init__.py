@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from irlvla.errors import PluginError as PluginError
     from irlvla.hooks import hookimpl as hookimpl
     from irlvla.pdm import pdm_closed as pdm_closed
+    from irlvla.pictures import draw_scene as draw_scene
+    from irlvla.records import Record as Record
+    from irlvla.records import RecordDataset as RecordDataset
     from irlvla.registry import build as build
     from irlvla.run import Run as Run
     from irlvla.run import RunConfig as RunConfig
@@ -74,6 +77,8 @@ _NAMES = {
     "errors": ("BuildError", "ConfigError", "ContractError", "FileError", "InputError", "IrlvlaError", "PluginError"),
     "hooks": ("hookimpl",),
     "pdm": ("pdm_closed",),
+    "pictures": ("draw_scene",),
+    "records": ("Record", "RecordDataset"),
     "registry": ("build",),
     "run": ("Run", "RunConfig", "TrainingConfig"),
     "scoring": ("epdms",),

@@ -202,6 +202,11 @@ class RecordDataset(components.Dataset):
     def root(self) -> Path:
         """The folder that image paths are relative to, unless the config names another."""
 
+    @property
+    def image_root(self) -> Path:
+        """The folder that image paths are relative to."""
+        return Path(self.config.images or self.root)
+
     def __getitem__(self, index: int) -> tuple[Observation, Scene, Trajectory]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self} has {len(self)} scenes, there is none at {index}")
@@ -222,7 +227,7 @@ class RecordDataset(components.Dataset):
         pixels, lenses = [], []
         for camera in chosen:
             path, bounds = found.image_path[camera], found.jpeg_offsets[camera : camera + 2]
-            source = (self.config.images or self.root) / path if path else found.jpeg[bounds[0] : bounds[1]].numpy().tobytes()
+            source = self.image_root / path if path else found.jpeg[bounds[0] : bounds[1]].numpy().tobytes()
             distortion = None if found.distortion is None else found.distortion[0, camera].numpy()
             image, lens = read_image(source, self.config.size, found.intrinsics[0, camera].numpy(), distortion)
             pixels.append(image)

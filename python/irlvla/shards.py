@@ -117,6 +117,7 @@ class ShardWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.index: dict[str, Any] = {"format": FORMAT, "irlvla": __version__, "source": source, "per_shard": per_shard}
         self.index |= {"shards": [], "skipped": [], "items": 0}
+        self.index = json.loads(json.dumps(self.index))  # as it is read back
         if (self.folder / INDEX).exists():
             self._resume()
         self._pending: list[Record | Skipped] = []

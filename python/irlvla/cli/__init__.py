@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from irlvla.cli import checkup, plugins
+from irlvla.cli import checkup, data, plugins
 from irlvla.cli.program import Program, version_of
 from irlvla.cli.stages import add_stage
 
@@ -59,6 +59,8 @@ add_stage(
       irlvla score data.path=scenes/ plans=plans.safetensors metrics='[epdms]'
     """,
 )
+app.command()(data.convert)
+app.command()(data.show)
 app.add_typer(plugins.app, name="plugins")
 app.command()(checkup.conformance)
 app.command()(checkup.doctor)

@@ -115,7 +115,7 @@ def prepare_arrays(arrays: Mapping[str, Tensor], names: Sequence[str]) -> tuple[
 
 
 def paint_over(images: Tensor, *drawing: Tensor) -> Tensor:
-    """Paint over images in place: arrays of csrc/render.h PaintTask in that order, on the CPU."""
+    """Paint over images in place: arrays of csrc/painting.h PaintTask in that order, on the CPU."""
     n, _, height, width = images.shape
     _C.paint(n, height, width, images.data_ptr(), *(a.data_ptr() for a in drawing), get_num_threads())
     return images

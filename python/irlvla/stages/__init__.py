@@ -1,5 +1,6 @@
 """The stages: each is one function and the configuration that it takes."""
 
+from irlvla.stages.conversion import ConvertConfig, convert
 from irlvla.stages.scoring import ScoreConfig, score
 
-__all__ = ["ScoreConfig", "score"]
+__all__ = ["ConvertConfig", "ScoreConfig", "convert", "score"]

@@ -26,7 +26,7 @@ from irlvla.synthetic.world import FUTURE, PAST, World
 NEAR = 0.05  #: what is nearer to a camera's plane is not seen [m]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rig:
     """Pinhole cameras on a car, with images of one size.
 
@@ -76,7 +76,7 @@ class Rig:
         return [View(k, pose[:3, :3], pose[:3, 3], size) for k, pose in zip(self.intrinsics, self.camera_to_ego, strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """One camera."""
 
@@ -107,7 +107,7 @@ class View:
         return inside
 
     def seen(self, shapes: Shapes) -> tuple[Float[np.ndarray, "P 2"], Int[np.ndarray, " R+1"]]:
-        """The rings of shapes in the image, cut where they come nearer than `NEAR` (Sutherland and Hodgman, all rings at once)."""
+        """The rings of shapes as pixels, cut where they come nearer than `NEAR` (Sutherland and Hodgman, all rings at once)."""
         points, offsets = self.to_camera(shapes.points), shapes.ring_offsets
         following = np.arange(1, len(points) + 1)
         following[offsets[1:] - 1] = offsets[:-1]
@@ -138,7 +138,8 @@ def mounted(yaw: float, pitch: float, roll: float, x: float, y: float, z: float)
     return pose
 
 
-# A car of nuPlan, rounded; its images of 1920 x 1080 are distorted, those of this world are not.
+# The cameras of a nuPlan car, rounded: yaw, pitch, roll, x, y, z. Its lenses distort, those of this world do not. Of its 1080 rows
+# 396 are left at a width of 704; the lower 256 of them are seen in an image of 256 x 704.
 _NAVSIM = {
     "CAM_F0": (-0.44, 1.31, 0.42, 1.655, -0.012, 1.491),
     "CAM_L0": (54.86, 0.84, -0.18, 1.631, 0.120, 1.481),
@@ -173,13 +174,13 @@ def render(world: World, rig: Rig = NAVSIM_RIG, size: tuple[int, int] = (256, 70
     rig = rig.resized(*size)
     pose = world.ego[PAST + step, :3]
     light = Daylight.of(world.seed, pose[2])
-    standing = solids_of(world, step, light)
+    solids = solids_of(world, step, light)
     ground = Shapes.cat(
-        [surfaces(world.roads, pose), shadows(standing.footprints, standing.spans, light), haze(light), horizon(world.seed, pose[2], light)]
+        [surfaces(world.roads, pose), shadows(solids.footprints, solids.spans, light), haze(light), horizon(world.seed, pose[2], light)]
     )
     skies, points, rings, sets, colours = [], [], [], [], []
     for view in rig.views():
-        shapes = Shapes.cat([ground, standing.seen_from(view.eye, view.may_see(standing.middles, standing.radii))])
+        shapes = Shapes.cat([ground, solids.seen_from(view.eye, view.may_see(solids.middles, solids.radii))])
         pixels, offsets = view.seen(shapes)
         skies.append(_sky(view, light))
         points.append(pixels)
@@ -196,7 +197,7 @@ def render(world: World, rig: Rig = NAVSIM_RIG, size: tuple[int, int] = (256, 70
     )
 
 
-SKY_STEPS, SKY_TOP = 64, 0.25  # shades of the sky, and the sine of the elevation from which it is uniform
+SKY_STEPS, SKY_TOP = 64, 0.15  # shades of the sky, and the sine of the elevation from which it is uniform
 
 
 def _sky(view: View, light: Daylight) -> UInt8[np.ndarray, "3 H W"]:

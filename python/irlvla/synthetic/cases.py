@@ -15,7 +15,7 @@ from irlvla.synthetic.layouts import Layout
 from irlvla.synthetic.paths import Path
 from irlvla.synthetic.roads import placed
 from irlvla.synthetic.stage import ALWAYS, TIME, Stage, car_size, straight_on
-from irlvla.synthetic.traffic import Mover, Obstacle
+from irlvla.synthetic.traffic import Change, Mover, Obstacle
 from irlvla.synthetic.world import PAST, STEP, STEPS
 from irlvla.types import LENGTH, Kind, Layer
 
@@ -49,17 +49,13 @@ def cut_in(stage: Stage) -> bool:
 
 def _changes_lane(stage: Stage, side: int, width: float) -> bool:
     rng, size = stage.rng, car_size(stage.rng)
-    begin, share_per_second = between(rng, -0.2, 1.5), 1.0 / between(rng, 2.5, 3.5)
+    begin, lasts = between(rng, -0.2, 1.5), between(rng, 2.5, 3.5)
     speed = max(stage.speed - between(rng, 0.0, 3.0), 2.0)
     gap = between(rng, 3.0, 7.0) + 0.5 * (LENGTH + size[0]) + 0.4 * stage.speed
     place = stage.first + gap + (stage.speed - speed) * (begin + PAST * STEP)
-    share = (TIME - begin) * share_per_second
-    stage.movers.append(
-        Mover(
-            stage.path, place, size, role="cut-in", speed=speed, left=side * width * (1.0 - _smooth(share)),
-            script=np.where(begin > TIME, 0.0, np.nan), here=share > 0.2, side=side, there=share < 0.85,
-        )
-    )  # fmt: skip
+    script = np.where(begin > TIME, 0.0, np.nan)
+    change = Change(place + speed * (begin + PAST * STEP), speed * lasts, side * width, side)
+    stage.movers.append(Mover(stage.path, place, size, role="cut-in", speed=speed, script=script, change=change))
     stage.take_path(stage.first - 12.0, place + 25.0 + speed, side)
     stage.take_path(stage.first, place + 35.0 + 2.0 * speed)
     return True
@@ -69,10 +65,9 @@ def _pulls_out(stage: Stage, width: float) -> bool:
     """A parked car starts from the kerb."""
     begin = between(stage.rng, -0.5, 1.0)
     place = stage.now + (begin + between(stage.rng, 1.8, 2.8)) * stage.speed + 8.0
-    share = (TIME - begin) / 3.5
     script = np.where(begin > TIME, 0.0, np.where(begin + 3.0 > TIME, 1.3, np.nan))
-    left = -(0.5 * width + 1.05) * (1.0 - _smooth(share))
-    stage.movers.append(Mover(stage.path, place, CAR, role="cut-in", speed=0.0, left=left, script=script, here=share > 0.1))
+    change = Change(place + 0.1, 9.0, -(0.5 * width + 1.05), 0)
+    stage.movers.append(Mover(stage.path, place, CAR, role="cut-in", speed=0.0, script=script, change=change))
     stage.take_path(stage.first, place + 40.0)
     return True
 

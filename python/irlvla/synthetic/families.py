@@ -59,7 +59,7 @@ def curve(rng: Random, case: str) -> Layout:
     lead = between(rng, 60.0, 100.0)
     pieces = [(lead, 0.0, 0.0), *bend, *back]
     spare = BEHIND + 40.0 + _ahead(limit) - sum(piece[0] for piece in pieces)
-    line = draw((0.0, 0.0, 0.0), *pieces, (max(spare, 60.0), 0.0, 0.0))
+    line = draw((0.0, 0.0, 0.0), *pieces, (max(spare, 60.0), 0.0, 0.0), beside=max(along, against) * width)
     return _open_road(rng, line, along, against, width, limit, town=limit <= 60 * KMH, parked=False)
 
 
@@ -67,7 +67,7 @@ def narrow_street(rng: Random, case: str) -> Layout:
     """One narrow lane each way between parked cars."""
     limit = _choose(rng, 20, 30, 30) * KMH
     bend = between(rng, -0.008, 0.008)
-    line = draw((0.0, 0.0, 0.0), (60.0, 0.0, 0.0), (50.0, 0.0, bend), (40.0, bend, 0.0), (80.0, 0.0, 0.0))
+    line = draw((0.0, 0.0, 0.0), (60.0, 0.0, 0.0), (50.0, 0.0, bend), (40.0, bend, 0.0), (80.0, 0.0, 0.0), beside=3.25)
     return _open_road(rng, line, 1, 1, between(rng, 2.95, 3.25), limit, town=True, parked=True)
 
 
@@ -106,7 +106,7 @@ def merge(rng: Random, case: str) -> Layout:
     ramp = rng.random() < 0.6
     before, beside_it, joining = 130.0, between(rng, 90.0, 130.0), between(rng, 40.0, 60.0)
     bend = between(rng, -0.0015, 0.0015)
-    line = draw((0.0, 0.0, 0.0), (before, bend, 0.0), (beside_it + joining, 0.0, 0.0), (_ahead(limit), 0.0, bend))
+    line = draw((0.0, 0.0, 0.0), (before, bend, 0.0), (beside_it + joining, 0.0, 0.0), (_ahead(limit), 0.0, bend), beside=4.0 * width)
     cuts = [int(np.searchsorted(lengths(line), s)) for s in (before, before + beside_it, before + beside_it + joining)]
     parts = np.split(np.arange(len(line)), cuts)
     pieces = [line[part[0] : part[-1] + 2] for part in parts]
@@ -134,7 +134,7 @@ def _slip_road(rng: Random, draft: Draft, end: Array, count: int, width: float, 
     """A road of one lane that ends beside the right lane of a road of `count` lanes, at a pose of that road's left edge."""
     x, y, heading = placed(end, 0.0, -count * width)
     bend = 1.0 / between(rng, 110.0, 220.0)
-    line = draw((x, y, heading + math.pi), (15.0, 0.0, 0.0), (40.0, 0.0, bend), (75.0, bend, bend))[::-1] - np.array([0.0, 0.0, math.pi])
+    line = draw((x, y, heading + math.pi), (15.0, 0.0, 0.0), (40.0, 0.0, bend), (75.0, bend, bend), beside=width)[::-1] - np.array([0.0, 0.0, math.pi])
     return draft.road(line, 1, 0, width, min(limit, 60 * KMH))[0].along
 
 

@@ -41,6 +41,7 @@ class Rings:
 
     @classmethod
     def of(cls, parts: Sequence[Array]) -> Rings:
+        parts = [part for part in parts if len(part)]
         return cls(np.concatenate([np.zeros((0, 2)), *parts]), np.cumsum([0, *map(len, parts)]))
 
     @classmethod
@@ -64,13 +65,13 @@ class Rings:
         return [Rings(self.points - distance * left, self.offsets) for distance in distances]
 
     def strips(self, *sides: tuple[float, float]) -> Rings:
-        """The polygons between two parallels of polylines, at distances to their left and right (negative); for each such pair."""
+        """The polygons between parallels of polylines: for each pair of distances, the larger first, to the left of them."""
         aside, count = self.sideways(closed=False), np.diff(self.offsets)
         start, count = np.repeat(self.offsets[:-1], 2 * count), np.repeat(count, 2 * count)
         k = np.arange(2 * len(self.points)) - 2 * start
         source = start + np.where(k < count, k, 2 * count - 1 - k)  # there on the right, back on the left
-        return Rings.cat([Rings(self.points[source] + np.where(k < count, right, left)[:, None] * aside[source], 2 * self.offsets)
-                          for left, right in sides])  # fmt: skip
+        moves = (np.where(k < count, right, left)[:, None] * aside[source] for left, right in sides)
+        return Rings.cat([Rings(self.points[source] + move, 2 * self.offsets) for move in moves])
 
 
 def surfaces(roads: Roads, pose: Array) -> Shapes:
@@ -138,7 +139,7 @@ def stripes(outlines: Iterable[Float[np.ndarray, "4 2"]]) -> Iterator[Float[np.n
 
 
 def shadows(footprints: Float[np.ndarray, "N 4 2"], heights: Float[np.ndarray, "N 2"], light: Daylight) -> Shapes:
-    """Shadows of upright boxes between two heights, of which the lower one touches the ground or a mast."""
+    """Shadows of upright boxes, each from one height up to another."""
     away = -light.sun[:2] / light.sun[2]
     low, high = footprints + away * heights[:, None, :1], footprints + away * heights[:, None, 1:]
     between = np.stack([low, np.roll(low, -1, axis=1), np.roll(high, -1, axis=1), high], axis=2).reshape(-1, 4, 2)

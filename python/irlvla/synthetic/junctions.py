@@ -109,7 +109,7 @@ def _arm(rng: np.random.Generator, draft: Draft, plan: Plan, j: int, distance: f
     cosine, sine = cosine_sine_of(plan.directions[j])
     bend, straight = between(rng, -plan.bend, plan.bend), 0.2 * plan.length
     pieces = (straight, 0.0, 0.0), (0.3 * plan.length, 0.0, bend), (0.5 * plan.length, bend, bend)
-    line = draw((distance * cosine, distance * sine, plan.directions[j]), *pieces)
+    line = draw((distance * cosine, distance * sine, plan.directions[j]), *pieces, beside=plan.lanes[j] * plan.width)
     return Arm(line, draft.road(line, plan.lanes[j], plan.lanes[j], plan.width, plan.limit, 2, edge=plan.edge, closed=True))
 
 
@@ -250,5 +250,5 @@ def _ring_lane(draft: Draft, plan: Plan, radius: float, j: int) -> int:
     turn = (plan.directions[(j + 1) % len(plan.directions)] - SECTOR - first) % (2.0 * math.pi)
     inner = radius - 0.5 * plan.width
     cosine, sine = cosine_sine_of(first)
-    line = draw((inner * cosine, inner * sine, first + math.pi / 2), (inner * turn, 1.0 / inner, 1.0 / inner))
+    line = draw((inner * cosine, inner * sine, first + math.pi / 2), (inner * turn, 1.0 / inner, 1.0 / inner), beside=plan.width)
     return draft.road(line, 1, 0, plan.width, plan.limit)[0].along[0]

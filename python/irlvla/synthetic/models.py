@@ -103,6 +103,7 @@ ALL = panel(0.0, 1.0, 0.0, 1.0)
 FULL = (-0.5, 0.5, 0.5)
 FOOTPRINT = np.array([(0.5, 0.5, 0.0), (-0.5, 0.5, 0.0), (-0.5, -0.5, 0.0), (0.5, -0.5, 0.0)])  # counter-clockwise
 
+NOTHING = Model(np.zeros((0, 4, 3)), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((0, 2)))
 CATALOGUE = {
     "car": Model.of(
         Block("own", FULL, FULL, (0.0, 0.54), (

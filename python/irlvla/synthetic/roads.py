@@ -22,17 +22,22 @@ from irlvla.types import Layer
 Line = Float[np.ndarray, "L 3"]
 Pose = Sequence[float] | Float[np.ndarray, "3"]
 SPACING = 1.0  # of the points of a line [m]
-BEND = 0.02  # outlines and paint keep a point for every so much of a turn [rad]
+LAP = 0.05  # of a strip where cars park over the lane beside it [m]
+FLAT = 0.01  # outlines and paint leave out points, as long as they stay so close to the line [m]
 SOLID_BEFORE_STOP = 25.0  # where lane changes end [m]
 
 # -- lines -------------------------------------------------------------------------------------------------------------
 
 
-def draw(start: Pose, *pieces: tuple[float, float, float]) -> Line:
-    """The line from a pose through pieces: length, curvature at its start, curvature at its end (linear in between)."""
+def draw(start: Pose, *pieces: tuple[float, float, float], beside: float = 0.0) -> Line:
+    """The line from a pose through pieces: length, curvature at its start, curvature at its end (linear in between).
+
+    In bends its points are so dense that those of a parallel `beside` metres away are not further apart than `SPACING` either.
+    """
     headings, steps, heading = [np.array([start[2]])], [], float(start[2])
     for length, first, last in pieces:
-        count = max(math.ceil(length / SPACING - 1e-9), 1)
+        stretched = length * (1.0 + beside * max(abs(first), abs(last)))
+        count = max(math.ceil(stretched / SPACING - 1e-9), 1)
         s = np.arange(1, 2 * count + 1) * (length / (2 * count))
         headings.append(heading + s * (first + s * ((last - first) / (2.0 * length))))
         heading += length * (0.5 * (first + last))
@@ -121,9 +126,13 @@ def lengths(line: Line) -> Array:
 
 
 def corners(line: Line) -> np.ndarray:
-    """Indices of the points that an outline needs: the ends, and one for each `BEND` of turning."""
-    turned = np.floor(np.cumsum(np.abs(np.diff(line[:, 2]))) / BEND)
-    inner = np.flatnonzero(turned[:-1] != np.concatenate([[0.0], turned[:-2]])) + 1
+    """Indices of the points that an outline needs: the ends, and in bends as many as keep the chords `FLAT`.
+
+    A chord c of a bend of curvature k is off by k c^2 / 8, so there is a point for each sqrt(8 FLAT) of the integral of sqrt(k).
+    """
+    bent = np.sqrt(np.abs(np.diff(line[:, 2])) * np.diff(lengths(line)))
+    count = np.floor(np.cumsum(bent) * (1.0 / math.sqrt(8.0 * FLAT)))
+    inner = np.flatnonzero(np.diff(count)) + 1
     return np.concatenate([[0], inner, [len(line) - 1]])
 
 
@@ -252,9 +261,9 @@ class Draft:
                 self.paint.append((Paint.DASHED, border[keep]))
 
     def parking(self, line: Line, inner: float, outer: float) -> None:
-        """A strip beside a line where cars park, and its kerb."""
+        """A strip beside a line where cars park, and its kerb. It reaches a little into the lane: no gap is left between them."""
         keep = corners(line)
-        near, far = beside(line[keep], np.array([[inner], [outer]]))[..., :2]
+        near, far = beside(line[keep], np.array([[inner - math.copysign(LAP, inner)], [outer]]))[..., :2]
         self.carparks.append(ring(near, far) if inner > outer else ring(far, near))
         self.paint.append((Paint.EDGE, far))
 

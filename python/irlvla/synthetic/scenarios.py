@@ -159,11 +159,9 @@ def _driver(stage: Stage, way: Way) -> Driver:
 def _actor(number: int, mover: Mover, places: Float[np.ndarray, " STEPS"]) -> Actor:
     """A vehicle that followed its path; it is gone once it reaches the end."""
     end = mover.path.length - 1.0
-    poses = mover.path.poses(np.minimum(places, end), mover.left)
-    state = with_velocity(poses)
-    if isinstance(mover.left, np.ndarray):  # it points to where it goes
-        forward = np.diff(places, append=2.0 * places[-1] - places[-2])
-        state[:, 2] += angle_of(np.maximum(forward, 0.3), np.diff(mover.left, append=mover.left[-1]))
+    left, slope = mover.change.at(places) if mover.change else (mover.left, 0.0)
+    state = with_velocity(mover.path.poses(places, left))
+    state[:, 2] += angle_of(1.0, slope)
     return Actor(f"{mover.kind.name.lower()}-{number}", mover.kind, mover.size, state, places < end, mover.role)
 
 

@@ -15,10 +15,10 @@ from irlvla.synthetic.appearance import Colour, Daylight, Shapes, to_ego
 from irlvla.synthetic.world import PAST, STEP, Actor, Signal, World
 from irlvla.types import Kind
 
-LIT: dict[str, Colour] = {"tail": (255, 56, 48), "red lamp": (255, 70, 56), "amber lamp": (255, 190, 40), "green lamp": (60, 255, 170)}
-COATS: tuple[Colour, ...] = (
-    (232, 232, 230), (196, 200, 204), (126, 130, 134), (48, 50, 54), (158, 34, 36), (38, 76, 138), (44, 92, 74), (196, 178, 140),
-    (218, 142, 44), (96, 60, 110),
+LIT: dict[str, Colour] = {"tail": (255, 100, 84), "red lamp": (255, 70, 56), "amber lamp": (255, 190, 40), "green lamp": (60, 255, 170)}
+COATS: tuple[Colour, ...] = (  # lighter or darker than asphalt
+    (232, 232, 230), (196, 200, 204), (134, 138, 142), (30, 32, 36), (192, 50, 46), (62, 110, 182), (72, 132, 102), (204, 186, 148),
+    (224, 148, 48), (138, 98, 154),
 )  # fmt: skip
 MODELS = {
     Kind.PEDESTRIAN: "person", Kind.BICYCLE: "cyclist", Kind.TRAFFIC_CONE: "cone", Kind.BARRIER: "barrier", Kind.CONSTRUCTION_SIGN: "sign",
@@ -111,37 +111,38 @@ def _same_direction(footprints: Float[np.ndarray, "N 4 2"], eye: Float[np.ndarra
 def solids_of(world: World, step: int, light: Daylight) -> Solids:
     """Actors and traffic lights at a step from t = 0."""
     now = PAST + step
-    items = [_actor(actor, now) for actor in world.actors if actor.valid[now]]
+    items = [_actor(actor, now, world.seed) for actor in world.actors if actor.valid[now]]
     items += [item for signal in world.roads.signals for item in _signal(signal, now)]
-    built = [models.CATALOGUE[item.model] for item in items]
-    owner = np.repeat(np.arange(len(items)), [len(model.shape) for model in built])
-    first_shape = np.cumsum([0, *(model.shape[-1] + 1 for model in built)])[:-1]
     size, pose = np.array([item.size for item in items]).reshape(-1, 3), np.array([item.pose for item in items]).reshape(-1, 4)
     pose[:, :2], pose[:, 2] = to_ego(pose[:, :2], world.ego[now]), pose[:, 2] - world.ego[now, 2]
-    quads = _placed(_joined([model.quads for model in built], 4, 3), size[owner], pose[owner])
+    built = [models.CATALOGUE[item.model] for item in items] or [models.NOTHING]
+    owner = np.repeat(np.arange(len(built)), [len(model.shape) for model in built])
+    first_shape = np.cumsum([0, *(model.shape.max(initial=-1) + 1 for model in built)])
+    quads = _placed(np.concatenate([model.quads for model in built]), size[owner], pose[owner])
     normals = np.cross(quads[:, 1] - quads[:, 0], quads[:, 3] - quads[:, 0])
     return Solids(
-        quads,
-        normals,
-        owner,
-        _joined([model.shape for model in built]).astype(np.int64) + first_shape[owner],
-        pose[owner, 3:] + size[owner, 2:] * _joined([model.heights for model in built], 2),
-        _colours(items, owner, _joined([model.colour for model in built]).astype(np.int64), normals, pose, light),
-        _placed(np.broadcast_to(models.FOOTPRINT, (len(items), 4, 3)), size, pose)[..., :2],
-        pose[:, 3:] + size[:, 2:] * np.array([0.0, 1.0]),
-        np.concatenate([pose[:, :2], pose[:, 3:] + 0.5 * size[:, 2:]], axis=1),
-        0.5 * np.sqrt((size * size).sum(1)),
+        quads=quads,
+        normals=normals,
+        owner=owner,
+        shape=np.concatenate([model.shape for model in built]) + first_shape[owner],
+        heights=pose[owner, 3:] + size[owner, 2:] * np.concatenate([model.heights for model in built]),
+        colours=_colours(items, owner, np.concatenate([model.colour for model in built]), normals, pose, light),
+        footprints=_placed(np.broadcast_to(models.FOOTPRINT, (len(items), 4, 3)), size, pose)[..., :2],
+        spans=pose[:, 3:] + size[:, 2:] * np.array([0.0, 1.0]),
+        middles=np.concatenate([pose[:, :2], pose[:, 3:] + 0.5 * size[:, 2:]], axis=1),
+        radii=0.5 * np.sqrt((size * size).sum(1)),
     )
 
 
-def _actor(actor: Actor, now: int) -> Item:
+def _actor(actor: Actor, now: int, seed: int) -> Item:
     x, y, heading, vx, vy = actor.state[now]
     model = MODELS.get(actor.kind) or ("van" if actor.size[2] > TALL else "car")
     before = max(now - 3, 0)
     cosine, sine = cosine_sine_of(float(heading))
     gained = cosine * (vx - actor.state[before, 3]) + sine * (vy - actor.state[before, 4])
     braking = actor.valid[before] and gained < BRAKING * STEP * (now - before)
-    return Item(model, actor.size, (x, y, heading, 0.0), COATS[zlib.crc32(actor.name.encode()) % len(COATS)], "tail" if braking else "")
+    coat = COATS[zlib.crc32(f"{seed}/{actor.name}".encode()) % len(COATS)]
+    return Item(model, actor.size, (x, y, heading, 0.0), coat, "tail" if braking else "")
 
 
 def _signal(signal: Signal, now: int) -> tuple[Item, Item]:
@@ -150,10 +151,6 @@ def _signal(signal: Signal, now: int) -> tuple[Item, Item]:
     bottom = z - 0.5 * LAMPS[2]
     lit = "red lamp" if signal.red[now] else "amber lamp" if signal.amber[now] else "green lamp"
     return Item("lamps", LAMPS, (x, y, signal.heading, bottom), lit=lit), Item("mast", (*MAST, bottom), (x, y, signal.heading, 0.0))
-
-
-def _joined(parts: list[Array], *shape: int) -> Array:
-    return np.concatenate([np.zeros((0, *shape)), *parts])
 
 
 def _placed(

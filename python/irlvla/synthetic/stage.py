@@ -109,7 +109,7 @@ class Stage:
 
     def starts(self) -> Float[np.ndarray, "N 2"]:
         """Where everybody and everything is at the first step."""
-        movers = [mover.path.poses(np.array([mover.place]), np.atleast_1d(mover.left)[:1])[0, :2] for mover in self.movers]
+        movers = [mover.path.poses(np.array([mover.place]), mover.left)[0, :2] for mover in self.movers]
         return np.array([*movers, *(actor.state[0, :2] for actor in (*self.things, *self.bystanders))])
 
 

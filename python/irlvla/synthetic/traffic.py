@@ -27,7 +27,23 @@ FIRM = 3.0  # who would have to brake harder than this does not stop for amber [
 SOON = 3.6  # time from when people are seen to come until they are in the way [s]
 HORIZON = 150.0  # what is further ahead does not matter [m]
 COMFORT = 2.4  # sideways, in bends [m/s^2]
+IN_LANE = 0.2, 0.85  # of a change of lane: who has come so far is in the new lane; no longer in the old one
 OUT_OF_LANE = 0.8  # the person counts as in the next lane, when so far beside his route [m]
+
+
+@dataclass
+class Change:
+    """Coming into the lane of a path, from a place on."""
+
+    start: float  # place
+    length: float  # [m]
+    width: float  # it comes from so far to the left [m]
+    side: int  # of the lane that it comes from: 1 left, -1 right, 0 from no lane
+
+    def at(self, place: Array) -> tuple[Array, Array]:
+        """Metres to the left of the path, and their change per metre driven."""
+        share = np.clip((place - self.start) / self.length, 0.0, 1.0)
+        return self.width * (1.0 - share * share * (3.0 - 2.0 * share)), (6.0 * self.width / self.length) * share * (share - 1.0)
 
 
 @dataclass
@@ -46,12 +62,10 @@ class Mover:
     headway: float = 1.3  # [s]
     min_gap: float = 2.0  # to what stands ahead [m]
     delay: float = 0.0  # of its driver, which he allows for [s]
-    left: Array | float = 0.0  # beside its path, at each step [m]
+    left: float = 0.0  # beside its path [m]
     script: Array | None = None  # accelerations that are imposed at each step; NaN = none
-    here: Mask | None = None  # when it counts as being in its own lane; None = always
-    side: int = 0  # 1, -1: it also counts as being in the lane to the left, the right
-    there: Mask | None = None  # when
     lawless: bool = False  # does not stop at red lights, nor give way
+    change: Change | None = None  # of lane
 
 
 @dataclass
@@ -114,12 +128,12 @@ class Traffic:
 
     def _list_presences(self) -> None:
         movers, obstacles = self.movers, [item for item in self.obstacles if (self.begins[:, item.lane] >= 0.0).any()]
-        always, never = np.ones(STEPS, dtype=bool), np.zeros(STEPS, dtype=bool)
-        self.second = np.array([i for i, mover in enumerate(movers) if mover.side or i == 0])
-        self.side = np.array([movers[i].side for i in self.second])
-        seen = [always if mover.here is None else mover.here for mover in movers]
-        seen += [never if (there := movers[i].there) is None else there for i in self.second]
-        self.seen = np.stack([*seen, *(item.when for item in obstacles)], axis=1)  # "STEPS P"
+        changes = [(i, mover.change) for i, mover in enumerate(movers) if mover.change is not None]
+        self.second = np.array([0, *(i for i, _ in changes)])
+        self.side = np.array([0, *(change.side for _, change in changes)])
+        self.change = np.array([(change.start, change.length) for _, change in changes]).reshape(-1, 2)
+        always = np.ones((STEPS, len(movers) + len(self.second)), dtype=bool)
+        self.seen = np.column_stack([always, *(item.when for item in obstacles)])  # "STEPS P"
         self.presence_half = np.concatenate([self.half, self.half[self.second], [item.half for item in obstacles]])
         vehicles = len(movers) + len(self.second)
         self.places = np.empty((len(movers), vehicles + len(obstacles)))  # of each presence on each path; -inf if it is not there
@@ -168,7 +182,11 @@ class Traffic:
         gap = ahead - self.presence_half - self.half[:, None]
         speeds = np.zeros(gap.shape[1])
         speeds[:count], speeds[count:vehicles] = speed, np.where(oncoming, 0.0, speed[self.second])
-        return np.where((ahead > 0.0) & self.heeds & self.seen[step], gap, np.inf), speeds
+        seen = self.seen[step]
+        share = (place[self.second[1:]] - self.change[:, 0]) / self.change[:, 1]
+        seen[self.second[1:]], seen[count + 1 : vehicles] = share > IN_LANE[0], share < IN_LANE[1]
+        seen[count] = self.side[0] != 0
+        return np.where((ahead > 0.0) & self.heeds & seen, gap, np.inf), speeds
 
     def _dismiss(self, step: int, gap: Array, speed: Array) -> None:
         """Who cannot stop at ease for what now comes up passes it: an amber light, people if he is gone before they come."""
@@ -236,7 +254,6 @@ def simulate(traffic: Traffic, person: Person) -> Float[np.ndarray, "STEPS V"]:
     for step in range(STEPS):
         places[step] = place
         traffic.side[0] = (person.left > OUT_OF_LANE) - (person.left < -OUT_OF_LANE)
-        traffic.seen[step, count] = traffic.side[0] != 0
         wanted = traffic.accelerations(step, place, speed)
         wanted = np.where(np.isnan(script[step]), wanted, script[step])
         after = np.maximum(speed + STEP * wanted, 0.0)

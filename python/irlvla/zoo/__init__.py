@@ -23,7 +23,10 @@ def irlvla_reward_models() -> dict[str, str]:
 
 @hookimpl
 def irlvla_datasets() -> dict[str, str]:
-    return {"scenes": "irlvla.zoo.datasets.scenes:SceneFiles"}
+    return {
+        "cached": "irlvla.zoo.datasets.cached:CachedDataset",
+        "scenes": "irlvla.zoo.datasets.scenes:SceneFiles",
+    }
 
 
 @hookimpl

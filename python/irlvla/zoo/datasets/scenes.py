@@ -11,12 +11,12 @@ import safetensors
 import torch
 from pydantic import Field
 
-from irlvla import components, ops
+from irlvla import components
 from irlvla.errors import FileError, did_you_mean
-from irlvla.types import Command, Observation, Scene, Trajectory
+from irlvla.records import command_of
+from irlvla.types import Observation, Scene, Trajectory
 
 SUFFIX = ".safetensors"
-LOOKAHEAD, TURN = 20.0, 2.0  # a turn is where the route bends this far to a side, this far ahead [m]
 
 
 class SceneFiles(components.Dataset):
@@ -70,23 +70,6 @@ class SceneFiles(components.Dataset):
                 raise FileError(f"{self.files[number]} has changed: it holds {len(scenes)} scenes now")
             self._kept = number, scenes
         return self._kept[1]
-
-
-def command_of(scene: Scene) -> Command:
-    """Where the route of one scene goes, by the rule of OpenScene, from which NAVSIM has its commands.
-
-    LEFT or RIGHT where the centreline, 20 m after the point nearest to the car, lies 2 m or more to that side of the
-    direction that it has here; else STRAIGHT; UNKNOWN without a centreline. One that ends earlier counts up to its end.
-    """
-    line = scene.centerline.numpy()
-    progress = np.append(0.0, np.hypot(*np.diff(line[:, :2], axis=0).T).cumsum())
-    if progress[-1] == 0.0:
-        return Command.UNKNOWN
-    here, _ = ops.project(scene.ego[:, :2], scene.centerline[:, :2])
-    columns = line[:, 0], line[:, 1], np.unwrap(line[:, 2])
-    x, y, heading = (np.interp([here.item(), here.item() + LOOKAHEAD], progress, column) for column in columns)
-    left = np.cos(heading[0]) * (y[1] - y[0]) - np.sin(heading[0]) * (x[1] - x[0])
-    return Command.LEFT if left >= TURN else Command.RIGHT if left <= -TURN else Command.STRAIGHT
 
 
 def _files(path: Path) -> list[Path]:

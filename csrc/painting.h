@@ -4,8 +4,8 @@
 
 namespace irlvla {
 
-/// N images and what is painted over each, one shape after the other. A shape is a set of rings of one colour; where rings
-/// of the same orientation meet there is no seam, and where they overlap they count once. Centres of pixels are integers.
+/// N images and what is painted over each, one shape after the other. A shape is a set of rings of one colour; what it covers
+/// of a pixel is the absolute sum of their signed areas in it, at most all of it. Centres of pixels are integers.
 struct PaintTask {
   int64_t images;
   int height, width;

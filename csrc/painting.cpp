@@ -1,4 +1,4 @@
-#include "render.h"
+#include "painting.h"
 
 #include <algorithm>
 #include <cmath>
