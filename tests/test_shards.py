@@ -78,7 +78,7 @@ def test_items_of_a_mapped_shard_are_batches_like_others(records: list[Record], 
 
 
 def test_few_shards_are_open_at_a_time(records: list[Record], tmp_path: Path) -> None:
-    shards = Shards(write(tmp_path, [*records * 10], per_shard=2))
+    shards = Shards(write(tmp_path, [*records * 20], per_shard=1))
     for index in range(len(shards)):
         shards[index]
     assert len(shards._open) == OPEN_SHARDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,7 @@ class Record(Batch):
     """B scenes as files hold them: the truth, and the cameras' images by path or as JPEG bytes."""
 
     scene: Scene
+    command: Int[Tensor, " B"]  # Command
     cameras: str  # names of the C cameras, joined by commas; "" = no cameras
     intrinsics: Float[Tensor, "B C 3 3"] | None  # of the image as stored [pixels]
     distortion: Float[Tensor, "B C 5"] | None  # k1 k2 p1 p2 k3, as OpenCV has them; None = pinhole
@@ -150,8 +151,11 @@ def record(
     intrinsics: Any = None,
     camera_to_ego: Any = None,
     distortion: Any = None,
+    command: int | None = None,
 ) -> Record:
     """A record of one scene; each image is a path relative to the images' root, or the bytes of a JPEG file.
+
+    Without a recorded command it is derived from the route (`command_of`).
 
     Raises:
         InputError: the numbers of cameras, images and calibrations differ.
@@ -168,6 +172,7 @@ def record(
     jpegs = [image if isinstance(image, bytes) else b"" for image in images]
     return Record(
         scene=scene,
+        command=torch.tensor([command_of(scene) if command is None else command]),
         cameras=",".join(names),
         image_offsets=torch.tensor([0, len(images)]),
         image_path=tuple(image if isinstance(image, str) else "" for image in images),
@@ -180,11 +185,23 @@ def record(
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
+def sample(
+    scene: Scene, command: Int[Tensor, "1"], images: Mapping[str, Tensor], privileged: bool
+) -> tuple[Observation, Scene, Trajectory]:
+    """An item of a dataset, from one scene and, by the names of their fields in `Observation`, its images and their calibration."""
+    history = torch.cat([scene.in_ego_frame(scene.history[..., :3]), scene.history[..., 3:]], -1)
+    obs = Observation(scene.token, history.float(), command, scene=scene if privileged else None)
+    if images:
+        seen: dict[str, Any] = dict(images)
+        obs = dataclasses.replace(obs, **seen)
+    return obs, scene, Trajectory(scene.human.float(), scene.human_dt)
+
+
 class RecordDataset(components.Dataset):
     """A dataset that makes records: what readers of files derive from. `irlvla convert` stores the records of any such dataset.
 
-    An item is (observation, scene, human), each a batch of one; observation and human are float32. The command is derived
-    from the route (`command_of`); the human's poses are NaN where none were recorded.
+    An item is (observation, scene, human), each a batch of one; observation and human are float32. The human's poses are NaN
+    where none were recorded.
     """
 
     class Config(components.Config):
@@ -211,14 +228,10 @@ class RecordDataset(components.Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self} has {len(self)} scenes, there is none at {index}")
         found = self.record(index % len(self))
-        scene = found.scene
-        history = torch.cat([scene.in_ego_frame(scene.history[..., :3]), scene.history[..., 3:]], -1)
-        obs = Observation(scene.token, history.float(), torch.tensor([command_of(scene)]), scene=scene if self.config.privileged else None)
-        if self.config.size is not None:
-            obs = dataclasses.replace(obs, **self._images(found))
-        return obs, scene, Trajectory(scene.human.float(), scene.human_dt)
+        images = {} if self.config.size is None else self._images(found)
+        return sample(found.scene, found.command, images, self.config.privileged)
 
-    def _images(self, found: Record) -> dict[str, Any]:
+    def _images(self, found: Record) -> dict[str, Tensor]:
         """Images and calibration of the chosen cameras. Raises `FileError` for an image that cannot be read."""
         names = found.cameras.split(",") if found.cameras else []
         chosen = [_position(name, names) for name in self.config.cameras] or range(len(names))

@@ -28,7 +28,7 @@ from irlvla.types import Scene
 
 FORMAT = 1
 INDEX = "index.json"
-OPEN_SHARDS = 32  # mapped at a time by one process
+OPEN_SHARDS = 128  # mapped at a time by one process
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 

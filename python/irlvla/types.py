@@ -139,10 +139,10 @@ class Batch:
 
     def _fields(self) -> Iterator[tuple[str, Any]]:
         """Names and values of what has a leading axis."""
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
+        for name in type(self).__dataclass_fields__:
+            value = getattr(self, name)
             if isinstance(value, Tensor | tuple | Batch) or (isinstance(value, dict) and value):
-                yield f.name, value
+                yield name, value
 
     def __len__(self) -> int:
         for name, value in self._fields():
@@ -232,9 +232,9 @@ class Batch:
         spans, values = {"scene": (first, last)}, dict(self.__getstate__())
         for group, (parent, name) in self._groups().items():
             start, end = spans[parent]
-            offsets = values[name][start : end + 1]
+            offsets = values[name].cpu().numpy()[start : end + 1]
             spans[group] = int(offsets[0]), int(offsets[-1])
-            values[name] = offsets - offsets[0]
+            values[name] = torch.from_numpy(offsets - offsets[0]).to(values[name].device)
         for name, group in self._row_groups():
             start, end = spans[group]
             value = values[name]

@@ -147,6 +147,7 @@ def _record(window: Window, maps: Path, with_images: bool) -> Record:
         intrinsics=np.array([camera.intrinsics for camera in cameras.values()]) if cameras else None,
         camera_to_ego=np.array([camera.to_ego for camera in cameras.values()]) if cameras else None,
         distortion=np.array([camera.distortion for camera in cameras.values()]) if cameras else None,
+        command=window.now.command,
     )
 
 

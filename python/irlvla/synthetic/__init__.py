@@ -1,5 +1,9 @@
 """The embedded world: scenes with roads, traffic, a human driver and cameras, made from a seed. No download."""
 
+from irlvla.synthetic.cameras import FRONT_RIG as FRONT_RIG
+from irlvla.synthetic.cameras import NAVSIM_RIG as NAVSIM_RIG
+from irlvla.synthetic.cameras import Rig as Rig
+from irlvla.synthetic.cameras import render as render
 from irlvla.synthetic.scenarios import CASES as CASES
 from irlvla.synthetic.scenarios import FAMILIES as FAMILIES
 from irlvla.synthetic.scenarios import SPLITS as SPLITS

@@ -53,7 +53,7 @@ def _changes_lane(stage: Stage, side: int, width: float) -> bool:
     speed = max(stage.speed - between(rng, 0.0, 3.0), 2.0)
     gap = between(rng, 3.0, 7.0) + 0.5 * (LENGTH + size[0]) + 0.4 * stage.speed
     place = stage.first + gap + (stage.speed - speed) * (begin + PAST * STEP)
-    script = np.where(begin > TIME, 0.0, np.nan)
+    script = np.where(begin > TIME, 0.0, np.inf)
     change = Change(place + speed * (begin + PAST * STEP), speed * lasts, side * width, side)
     stage.movers.append(Mover(stage.path, place, size, role="cut-in", speed=speed, script=script, change=change))
     stage.take_path(stage.first - 12.0, place + 25.0 + speed, side)
@@ -65,7 +65,7 @@ def _pulls_out(stage: Stage, width: float) -> bool:
     """A parked car starts from the kerb."""
     begin = between(stage.rng, -0.5, 1.0)
     place = stage.now + (begin + between(stage.rng, 1.8, 2.8)) * stage.speed + 8.0
-    script = np.where(begin > TIME, 0.0, np.where(begin + 3.0 > TIME, 1.3, np.nan))
+    script = np.where(begin > TIME, 0.0, np.where(begin + 3.0 > TIME, 1.3, np.inf))
     change = Change(place + 0.1, 9.0, -(0.5 * width + 1.05), 0)
     stage.movers.append(Mover(stage.path, place, CAR, role="cut-in", speed=0.0, script=script, change=change))
     stage.take_path(stage.first, place + 40.0)
@@ -95,7 +95,7 @@ def hard_brake(stage: Stage) -> bool:
     """The car ahead brakes hard, for no reason that is seen."""
     rng, size = stage.rng, car_size(stage.rng)
     begin, lasts, force = between(rng, -0.3, 1.5), between(rng, 1.0, 4.0), between(rng, 4.5, 6.5)
-    script = np.where((begin <= TIME) & (begin + lasts > TIME), -force, np.nan)
+    script = np.where((begin <= TIME) & (begin + lasts > TIME), -force, np.inf)
     headway = between(rng, 1.1, 1.7)
     place = stage.first + 0.5 * (LENGTH + size[0]) + 2.0 + headway * stage.speed
     stage.movers.append(Mover(stage.path, place, size, role="hard-braking leader", speed=stage.speed, script=script, headway=headway))
@@ -121,12 +121,11 @@ def red_light_runner(stage: Stage) -> bool:
     rng, layout = stage.rng, stage.layout
     lanes, signals = layout.roads.lanes, layout.roads.signals
     own = next(lane for lane in stage.path.lanes if layout.is_connector[lane])
-    if lanes[own].signal is None or signals[lanes[own].signal].red.any() or stage.route.junction < stage.now:
+    light = lanes[own].signal
+    if light is None or signals[light].red.any() or stage.route.junction < stage.now:
         return False
-    crossing = [
-        lane for lane, record in enumerate(lanes)
-        if record.signal is not None and signals[record.signal].red[PAST : PAST + 45].all() and _crosses(lanes[own].centerline, record.centerline)
-    ]  # fmt: skip
+    stopped = [lane for lane, record in enumerate(lanes) if record.signal is not None and signals[record.signal].red[PAST:][:45].all()]
+    crossing = [lane for lane in stopped if _crosses(lanes[own].centerline, lanes[lane].centerline)]
     if not crossing:
         return False
     connector = crossing[int(rng.integers(len(crossing)))]

@@ -41,7 +41,12 @@ class Conflicts:
         connectors = sorted({lane for path in paths for lane in path.lanes if layout.is_connector[lane]})
         column = {lane: i for i, lane in enumerate(connectors)}
         ways = [(i, path) for i, path in enumerate(paths)]
-        used = [(i, column[lane], float(begin)) for i, path in ways for lane, begin in zip(path.lanes, path.begins, strict=True) if lane in column]
+        used = [
+            (i, column[lane], float(begin))
+            for i, path in ways
+            for lane, begin in zip(path.lanes, path.begins, strict=True)
+            if lane in column
+        ]
         vehicle, which = (np.array([entry[k] for entry in used], dtype=np.int64) for k in (0, 1))
         begin = np.array([entry[2] for entry in used])
         first, last = _overlaps(layout, connectors)

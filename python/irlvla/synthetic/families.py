@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from irlvla.synthetic.angles import Array, between
 from irlvla.synthetic.junctions import Arm, Plan, circle_roads, crossing_roads, pavements, two_phases
 from irlvla.synthetic.layouts import Layout, Route
-from irlvla.synthetic.roads import Draft, Line, beside, draw, lengths, placed, ring
+from irlvla.synthetic.roads import Draft, Line, backwards, beside, draw, lengths, placed, ring
 from irlvla.synthetic.world import Paint
 from irlvla.types import Command
 
 Random = np.random.Generator
+T = TypeVar("T")
+
 KMH = 1.0 / 3.6
 BEHIND = 85.0  # road behind the car at t = 0, at least [m]
-PARALLEL_BAY, BAY = (6.2, 2.1), (5.0, 2.6)  # along the road, across it; deep, wide [m]
+STRIP, STRIP_BAY = 2.1, 6  # width of a strip of bays along a road [m], points of its line that each bay takes
+BAY = 5.0, 2.6  # depth and width of a bay across an aisle [m]
 
 
 def _ahead(limit: float) -> float:
@@ -25,7 +29,7 @@ def _ahead(limit: float) -> float:
     return 4.0 * limit + limit * limit / 6.0 + 2.0 * limit + 20.0
 
 
-def _choose(rng: Random, *choices):  # type: ignore[no-untyped-def]
+def _choose(rng: Random, *choices: T) -> T:
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -72,61 +76,53 @@ def narrow_street(rng: Random, case: str) -> Layout:
 
 
 def _open_road(rng: Random, line: Line, along: int, against: int, width: float, limit: float, *, town: bool, parked: bool) -> Layout:
+    """A road without junctions; `parked`: cars may be, by the kerb of one side or of both."""
     draft, length = Draft(), float(lengths(line)[-1])
-    bays, strips = [], [0.0, 0.0]  # right, left
-    if parked:
-        for side, count in ((0, along), (1, against)):
-            if count and (rng.random() < 0.8 or (side == 1 and not bays)):
-                strips[side] = PARALLEL_BAY[1]
-                bays.append(_parallel_bays(draft, line, count * width, side))
-    edge = Paint.BAY if bays else Paint.EDGE
-    sections = draft.road(line, along, against, width, limit, max(2, round(length / 90.0)), edge=edge)
+    kerbs, edges, bays = [against * width, -along * width], [Paint.EDGE, Paint.EDGE], [np.zeros((0, 3))]
+    for side in (1, 0) if parked else ():
+        if (along, against)[1 - side] and (rng.random() < 0.8 or (side == 0 and len(bays) == 1)):
+            bays.append(_parallel_bays(draft, line, kerbs[side]))
+            kerbs[side] += math.copysign(STRIP, kerbs[side])
+            edges[side] = Paint.BAY
+    sections = draft.road(line, along, against, width, limit, max(2, round(length / 90.0)), edges=(edges[0], edges[1]))
     latest = max(length - _ahead(limit), BEHIND)
-    routes = [Route(tuple(section.along[k] for section in sections), Command.STRAIGHT, min(BEHIND, latest), latest) for k in range(along)]
-    away = [against * width + strips[1] + 2.0, -(along * width + strips[0] + 2.0)]
-    kerbs = tuple(beside(line, offset) for offset in away) if town else ()
-    return Layout.of(draft, routes, pavements=kerbs, bays=np.concatenate(bays) if bays else np.zeros((0, 3)), town=town)
+    routes = [Route(tuple(section.along[k] for section in sections), Command.STRAIGHT, BEHIND, latest) for k in range(along)]
+    walks = tuple(beside(line, kerb + math.copysign(2.0, -0.5 if side else 0.5)) for side, kerb in enumerate(kerbs)) if town else ()
+    return Layout.of(draft, routes, pavements=walks, bays=np.concatenate(bays), town=town)
 
 
-def _parallel_bays(draft: Draft, line: Line, inner: float, side: int) -> Array:
-    """A strip of bays along one side (0 right, 1 left) of a road; poses of the cars in them."""
-    sign = 1.0 if side else -1.0
-    draft.parking(line, sign * inner, sign * (inner + PARALLEL_BAY[1]))
-    every = round(PARALLEL_BAY[0])
-    poses = beside(line[every // 2 :: every], sign * (inner + 0.5 * PARALLEL_BAY[1]))
-    for pose in beside(line[::every], sign * inner):
-        draft.paint.append((Paint.BAY, np.array([placed(pose, 0.0, 0.0)[:2], placed(pose, 0.0, sign * PARALLEL_BAY[1])[:2]])))
-    poses[:, 2] += math.pi * side
+def _parallel_bays(draft: Draft, line: Line, inner: float) -> Array:
+    """A strip of bays beside the lane that ends `inner` metres to the left of a line; poses of the cars in them."""
+    outer = inner + math.copysign(STRIP, inner)
+    draft.parking(line, inner, outer)
+    for near, far in zip(beside(line[::STRIP_BAY], inner), beside(line[::STRIP_BAY], outer), strict=True):
+        draft.paint.append((Paint.BAY, np.stack([near[:2], far[:2]])))
+    poses = beside(line[STRIP_BAY // 2 :: STRIP_BAY], 0.5 * (inner + outer))
+    poses[:, 2] += math.pi * (inner > 0.0)
     return poses
 
 
 def merge(rng: Random, case: str) -> Layout:
-    """The right lane ends, on a motorway: a slip road comes in there, or the road loses a lane."""
-    limit, width, count = _choose(rng, 60, 70, 80) * KMH, between(rng, 3.4, 3.7), int(rng.integers(1 + (case == "cut_in"), 4))
-    ramp = rng.random() < 0.6
-    before, beside_it, joining = 130.0, between(rng, 90.0, 130.0), between(rng, 40.0, 60.0)
-    bend = between(rng, -0.0015, 0.0015)
-    line = draw((0.0, 0.0, 0.0), (before, bend, 0.0), (beside_it + joining, 0.0, 0.0), (_ahead(limit), 0.0, bend), beside=4.0 * width)
-    cuts = [int(np.searchsorted(lengths(line), s)) for s in (before, before + beside_it, before + beside_it + joining)]
-    parts = np.split(np.arange(len(line)), cuts)
-    pieces = [line[part[0] : part[-1] + 2] for part in parts]
+    """The right lane ends, on a motorway: a slip road came in there, or the road loses a lane."""
+    limit, width = _choose(rng, 60, 70, 80) * KMH, between(rng, 3.4, 3.7)
+    count, ramp = int(rng.integers(2 if case == "cut_in" else 1, 4)), rng.random() < 0.6
+    before, parallel, joining = 130.0, between(rng, 90.0, 130.0), between(rng, 40.0, 60.0)
+    bend, joint = between(rng, -0.0015, 0.0015), before + parallel
+    line = draw((0.0, 0.0, 0.0), (before, bend, 0.0), (parallel + joining, 0.0, 0.0), (_ahead(limit), 0.0, bend), beside=4.0 * width)
+    first, second, third = np.searchsorted(lengths(line), (before - 1e-6, joint - 1e-6, joint + joining - 1e-6)).tolist()
     draft = Draft()
-    first = draft.road(pieces[0], count + (not ramp), 0, width, limit)[0].along
-    second = draft.road(pieces[1], count + 1, 0, width, limit)[0].along
-    third = draft.road(pieces[3], count, 0, width, limit, 2)
-    draft.links += list(zip(first, second, strict=False))
-    slip = _slip_road(rng, draft, pieces[1][0], count, width, limit) if ramp else first[-1:]
-    if ramp:
-        draft.links.append((slip[-1], second[-1]))
-    passing = draft.connect(zip(second[:-1], third[0].along, strict=True), rank=3)
-    joins = draft.connect([(second[-1], third[0].along[-1])])
-    _merge_paint(draft, passing, joins[0])
-    start = BEHIND + between(rng, 0.0, 30.0)
-    onwards = [tuple(section.along[k] for section in third) for k in range(count)]
-    routes = [
-        Route((first[k], second[k], passing[k], *onwards[k]), Command.STRAIGHT, start, before + beside_it - 20.0) for k in range(count)
-    ]
-    routes += [Route((*slip, second[-1], joins[0], *onwards[-1]), Command.STRAIGHT, start, before + beside_it - 40.0)] * count
+    start = draft.road(line[: first + 1], count if ramp else count + 1, 0, width, limit)[0].along
+    beside_it = draft.road(line[first : second + 1], count + 1, 0, width, limit)[0].along
+    onwards = draft.road(line[third:], count, 0, width, limit, 2)
+    start += _slip_road(rng, draft, line[first], count, width, limit) if ramp else []
+    draft.links += zip(start, beside_it, strict=True)
+    pairs = zip(beside_it, [*onwards[0].along, onwards[0].along[-1]], strict=True)
+    *passing, joins = draft.connect(list(pairs), ranks=[3] * count + [0])
+    _merge_paint(draft, passing, joins)
+    routes = []
+    for k, connector in enumerate((*passing, joins)):
+        lanes = start[k], beside_it[k], connector, *(section.along[min(k, count - 1)] for section in onwards)
+        routes += [Route(lanes, Command.STRAIGHT, BEHIND + 15.0, joint - 30.0)] * (count if connector == joins else 1)
     return Layout.of(draft, routes, town=False, zipper=True)
 
 
@@ -134,8 +130,8 @@ def _slip_road(rng: Random, draft: Draft, end: Array, count: int, width: float, 
     """A road of one lane that ends beside the right lane of a road of `count` lanes, at a pose of that road's left edge."""
     x, y, heading = placed(end, 0.0, -count * width)
     bend = 1.0 / between(rng, 110.0, 220.0)
-    line = draw((x, y, heading + math.pi), (15.0, 0.0, 0.0), (40.0, 0.0, bend), (75.0, bend, bend), beside=width)[::-1] - np.array([0.0, 0.0, math.pi])
-    return draft.road(line, 1, 0, width, min(limit, 60 * KMH))[0].along
+    line = draw((x, y, heading - math.pi), (15.0, 0.0, 0.0), (40.0, 0.0, bend), (75.0, bend, bend), beside=width)
+    return draft.road(backwards(line), 1, 0, width, min(limit, 60 * KMH))[0].along
 
 
 def _merge_paint(draft: Draft, passing: list[int], joining: int) -> None:
@@ -215,6 +211,7 @@ def _bays(draft: Draft, arm: Arm, width: float, side: float) -> Array:
     """Bays across one side (1 left, -1 right) of an aisle; poses of the cars in them, nose first."""
     depth, every = BAY
     start = arm.line[8]
+    draft.paint.append((Paint.EDGE, beside(arm.line[:9], side * width)[:, :2]))
     count = int((lengths(arm.line)[-1] - 8.0) / every)
     line = draw(start, (count * every, 0.0, 0.0))
     draft.parking(line, side * width, side * (width + depth))

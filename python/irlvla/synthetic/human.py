@@ -56,7 +56,7 @@ class Driver:
     def __init__(self, rng: np.random.Generator, character: Character, path: Path, aside: Array, room: float) -> None:
         """`aside` is where to be at each `GRID` of the route, to the left of it; `room` is left on either side of the car [m]."""
         aside = aside + room * character.bias
-        xy = path.poses(np.arange(len(aside)) * GRID, aside)[:, :2]
+        xy = path.poses(GRID * np.arange(len(aside), dtype=np.float64), aside)[:, :2]
         xy[2:-2] = (xy[:-4] + xy[1:-3] + xy[2:-2] + xy[3:-1] + xy[4:]) * 0.2  # nobody turns the wheel at once
         step = np.diff(xy, axis=0)
         heading = angle_of(step[:, 0], step[:, 1])

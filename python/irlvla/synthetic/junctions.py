@@ -46,7 +46,7 @@ class Plan:
     length: float = 150.0  # of an arm [m]
     bend: float = 0.004  # at most, of an arm [1/m]
     ranks: tuple[int, ...] = (0, 0, 0, 0)  # of the arms: who gives way where there are no lights
-    edge: Paint = Paint.EDGE
+    edge: Paint = Paint.EDGE  # of the arms
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def crossing_roads(
         if lights:
             draft.signals.append(_signal(plan, arms, j, *lights[j]))
         for to, command in _movements(plan.directions, j):
-            pairs = _pairs(arm.entering, arms[to].leaving, command, three_ways=len(arms) > 2)
+            pairs = _pairs(arm.entering, arms[to].leaving, command)
             rank = 10 * (0 if lights else plan.ranks[j]) + {Command.STRAIGHT: 3, Command.RIGHT: 2, Command.LEFT: 1}[command]
-            made = draft.connect(pairs, plan.straight, signal=j if lights else None, rank=rank)
+            made = draft.connect(pairs, plan.straight, signal=j if lights else None, ranks=[rank])
             routes += [_route(draft, arm, arms[to], pair, lane, command) for pair, lane in zip(pairs, made, strict=True)]
             if to == (j + 1) % len(arms):
                 outline.append(draft.edges[made[-1]][1])
@@ -110,7 +110,7 @@ def _arm(rng: np.random.Generator, draft: Draft, plan: Plan, j: int, distance: f
     bend, straight = between(rng, -plan.bend, plan.bend), 0.2 * plan.length
     pieces = (straight, 0.0, 0.0), (0.3 * plan.length, 0.0, bend), (0.5 * plan.length, bend, bend)
     line = draw((distance * cosine, distance * sine, plan.directions[j]), *pieces, beside=plan.lanes[j] * plan.width)
-    return Arm(line, draft.road(line, plan.lanes[j], plan.lanes[j], plan.width, plan.limit, 2, edge=plan.edge, closed=True))
+    return Arm(line, draft.road(line, plan.lanes[j], plan.lanes[j], plan.width, plan.limit, 2, edges=(plan.edge, plan.edge), ends=True))
 
 
 def _mouth(plan: Plan, j: int) -> float:
@@ -136,14 +136,13 @@ def _movements(directions: Sequence[float], j: int) -> list[tuple[int, Command]]
     return found
 
 
-def _pairs(entering: list[int], leaving: list[int], command: Command, *, three_ways: bool) -> list[tuple[int, int]]:
+def _pairs(entering: list[int], leaving: list[int], command: Command) -> list[tuple[int, int]]:
     """Which lanes make a turn, and where they lead to. Of three lanes the left one is for turning left only."""
     if command is Command.LEFT:
         return [(entering[0], leaving[0])]
     if command is Command.RIGHT:
         return [(entering[-1], leaving[-1])]
-    first = 1 if len(entering) > 2 and three_ways else 0
-    return list(zip(entering, leaving, strict=True))[first:]
+    return list(zip(entering, leaving, strict=True))[1 if len(entering) > 2 else 0 :]
 
 
 def _route(draft: Draft, arm: Arm, to: Arm, pair: tuple[int, int], connector: int, command: Command) -> Route:
@@ -225,9 +224,9 @@ def circle_roads(rng: np.random.Generator, plan: Plan, radius: float) -> tuple[D
     circle = [_ring_lane(draft, plan, radius, j) for j in range(count)]
     entries, passages, exits = [], [], []
     for j, arm in enumerate(arms):
-        entries += draft.connect([(arm.entering[0], circle[j])], limit=plan.limit)
-        passages += draft.connect([(circle[j - 1], circle[j])], rank=3)
-        exits += draft.connect([(circle[j - 1], arm.leaving[0])], rank=3)
+        entries += draft.connect([(arm.entering[0], circle[j])])
+        passages += draft.connect([(circle[j - 1], circle[j])], ranks=[3])
+        exits += draft.connect([(circle[j - 1], arm.leaving[0])], ranks=[3])
         kerbs = draft.edges[exits[j]][1], draft.edges[entries[j]][1], draft.edges[passages[j]][0]
         draft.intersections.append(np.concatenate([kerbs[0], kerbs[1], kerbs[2][::-1]]))
         draft.paint += [(Paint.EDGE, kerb) for kerb in kerbs]

@@ -16,6 +16,7 @@ from irlvla.types import Kind, Layer
 
 REACH, NEAR = 130.0, 60.0  # vehicles, people and things further from the car do not matter [m]
 MOST = 20  # vehicles that drive
+TO_END = 20.0  # of its path, that a vehicle has before it at least [m]
 SPACINGS = (12.0, 30.0, 70.0)  # of dense, usual and light traffic [m]
 STOP_BEHIND_LINE = 0.8  # where a red light stands in a connector, so that cars stop before it [m]
 FURNITURE = (Kind.GENERIC, Kind.CONSTRUCTION_SIGN, Kind.BARRIER, Kind.TRAFFIC_CONE)
@@ -61,8 +62,8 @@ def _drive(stage: Stage) -> None:
             if far < REACH * REACH and stage.is_free(index, along, 0.5 * size[0] + 2.0):
                 found.append((far, index, along, size))
             along += size[0] + 4.0 + apart * between(rng, 0.3, 1.5)
-    for _, index, along, size in sorted(found)[:MOST]:
-        stage.movers.append(_vehicle(stage, index, along, size))
+    movers = [_vehicle(stage, index, along, size) for _, index, along, size in sorted(found)[:MOST]]
+    stage.movers += [mover for mover in movers if mover.place + TO_END < mover.path.length]
 
 
 def _vehicle(stage: Stage, first: int, along: float, size: Size) -> Mover:

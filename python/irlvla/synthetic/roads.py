@@ -7,6 +7,7 @@ that they have no jumps. "Beside" counts metres to the left of a line.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ Pose = Sequence[float] | Float[np.ndarray, "3"]
 SPACING = 1.0  # of the points of a line [m]
 LAP = 0.05  # of a strip where cars park over the lane beside it [m]
 FLAT = 0.01  # outlines and paint leave out points, as long as they stay so close to the line [m]
-SOLID_BEFORE_STOP = 25.0  # where lane changes end [m]
+SOLID_BEFORE_JUNCTION = 25.0  # where lanes are changed no more [m]
 
 # -- lines -------------------------------------------------------------------------------------------------------------
 
@@ -83,23 +84,13 @@ def connection(start: Pose, end: Pose, straight: float) -> Line:
     cosine, sine = cosine_sine_of(turn)
     after = left / sine  # the tangents meet so far before the end, and so far behind the start
     before = ahead - after * cosine
-    _, tangent = _half(turn)
-    reach = min(before, after) - straight
-    line = draw(
-        start, *_positive((before - reach, 0.0), (reach / tangent * abs(turn), math.copysign(tangent / reach, turn)), (after - reach, 0.0))
-    )
+    cosine, sine = cosine_sine_of(0.5 * turn)
+    reach = min(before, after) - straight  # from where the tangents meet to the ends of the arc
+    curvature = sine / cosine / reach
+    pieces = (before - reach, 0.0, 0.0), (turn / curvature, curvature, curvature), (after - reach, 0.0, 0.0)
+    line = draw(start, *(piece for piece in pieces if piece[0] > 1e-6))
     line[-1, :2] = end[:2]
     return line
-
-
-def _half(turn: float) -> tuple[float, float]:
-    """Cosine and tangent of half a turn."""
-    cosine, sine = cosine_sine_of(0.5 * abs(turn))
-    return cosine, sine / cosine
-
-
-def _positive(*pieces: tuple[float, float]) -> Iterable[tuple[float, float, float]]:
-    return ((length, curvature, curvature) for length, curvature in pieces if length > 1e-6)
 
 
 def _shift(start: Pose, end: Pose, ahead: float, left: float, turn: float) -> Line:
@@ -111,10 +102,8 @@ def _shift(start: Pose, end: Pose, ahead: float, left: float, turn: float) -> Li
     shift = u * u * ((3.0 * left - bend) + u * (bend - 2.0 * left))
     slope = u * (2.0 * (3.0 * left - bend) + 3.0 * u * (bend - 2.0 * left)) / ahead
     cosine, sine = cosine_sine_of(float(start[2]))
-    x, y = u * ahead, shift
-    line = np.stack(
-        [start[0] + cosine * x - sine * y, start[1] + sine * x + cosine * y, start[2] + angle_of(np.ones_like(u), slope)], axis=-1
-    )
+    x, y = start[0] + cosine * ahead * u - sine * shift, start[1] + sine * ahead * u + cosine * shift
+    line = np.stack([x, y, start[2] + angle_of(1.0, slope)], axis=-1)
     line[-1, :2] = end[:2]
     return line
 
@@ -171,32 +160,31 @@ class Draft:
         limit: float,
         sections: int = 1,
         *,
-        edge: Paint = Paint.EDGE,
-        closed: bool = False,
+        edges: tuple[Paint, Paint] = (Paint.EDGE, Paint.EDGE),
+        ends: bool = False,
     ) -> list[Section]:
-        """Lanes on both sides of a line, in sections of equal length. `closed`: both ways end at the start of the line."""
+        """Lanes on both sides of a line, in sections of equal length.
+
+        `edges` are painted on its left and on its right; `ends`: it leads away from a junction.
+        """
         halves = range(-2 * against, 2 * along + 1)
         parallels = dict(zip(halves, beside(line, np.array(halves)[:, None] * (-0.5 * width)), strict=True))
         borders = {k: parallels[2 * k][:, :2] for k in range(-against, along + 1)}
         centres = {k: parallels[2 * k + 1] for k in range(-against, along)}
         cuts = [round(i * (len(line) - 1) / sections) for i in range(sections + 1)]
         made = []
-        for first, last in zip(cuts, cuts[1:], strict=False):
+        for first, last in itertools.pairwise(cuts):
             span = slice(first, last + 1)
             keep = first + corners(line[span])
             right = self._side([centres[k][span] for k in range(along)], [borders[k][keep] for k in range(along + 1)], width, limit)
-            left = self._side(
-                [backwards(centres[-k - 1][span]) for k in range(against)],
-                [borders[-k][keep[::-1]] for k in range(against + 1)],
-                width,
-                limit,
-            )
+            back = [backwards(centres[-k - 1][span]) for k in range(against)]
+            left = self._side(back, [borders[-k][keep[::-1]] for k in range(against + 1)], width, limit)
             made.append(Section(right, left))
             if right and left:
                 self.opposites |= {right[0]: left[0], left[0]: right[0]}
-        for one, two in zip(made, made[1:], strict=False):
+        for one, two in itertools.pairwise(made):
             self.links += [*zip(one.along, two.along, strict=True), *zip(two.against, one.against, strict=True)]
-        self._line_paint(line, borders, along, against, edge, closed=closed)
+        self._paint_lines(corners(line), borders, edges, ends=ends)
         return made
 
     def _side(self, centres: list[Line], borders: list[Array], width: float, limit: float) -> list[int]:
@@ -221,42 +209,34 @@ class Draft:
         return len(self.lanes) - 1
 
     def connect(
-        self,
-        pairs: Iterable[tuple[int, int]],
-        straight: float = 0.0,
-        *,
-        limit: float | None = None,
-        signal: int | None = None,
-        rank: int = 0,
+        self, pairs: Iterable[tuple[int, int]], straight: float = 0.0, *, signal: int | None = None, ranks: Sequence[int] = (0,)
     ) -> list[int]:
-        """Connectors from lanes to lanes, from the left to the right: one roadblock."""
+        """Connectors from lanes to lanes, from the left to the right: one roadblock. One rank for all of them, or one for each."""
         block, made = len(self.roadblocks), []
-        for before, after in pairs:
+        for (before, after), rank in zip(pairs, itertools.cycle(ranks), strict=False):
             source, target = self.lanes[before], self.lanes[after]
             line = connection(source.centerline[-1], target.centerline[0], straight)
             keep = corners(line)
-            half = 0.5 * source.width
-            left, right = beside(line[keep], np.array([[half], [-half]]))[..., :2]
-            made.append(
-                self._lane(
-                    line, left, right, Layer.LANE_CONNECTOR, source.width, limit or target.speed_limit, block, signal=signal, rank=rank
-                )
-            )
+            left, right = beside(line[keep], np.array([[0.5], [-0.5]]) * source.width)[..., :2]
+            kind, limit = Layer.LANE_CONNECTOR, target.speed_limit
+            made.append(self._lane(line, left, right, kind, source.width, limit, block, signal=signal, rank=rank))
             self.links += [(before, made[-1]), (made[-1], after)]
         self.roadblocks.append(ring(self.edges[made[0]][0], self.edges[made[-1]][1]))
         return made
 
-    def _line_paint(self, line: Line, borders: dict[int, Array], along: int, against: int, edge: Paint, *, closed: bool) -> None:
-        keep = corners(line)
-        near = round(SOLID_BEFORE_STOP / SPACING)
+    def _paint_lines(self, keep: np.ndarray, borders: dict[int, Array], edges: tuple[Paint, Paint], *, ends: bool) -> None:
+        """Lines between lanes: `borders` are numbered from the middle of the road, to the right."""
         for k, border in borders.items():
-            if k in (-against, along):
-                self.paint.append((edge, border[keep]))
+            if k == min(borders):
+                self.paint.append((edges[0], border[keep]))
+            elif k == max(borders):
+                self.paint.append((edges[1], border[keep]))
             elif k == 0:
                 self.paint.append((Paint.CENTRE, border[keep]))
-            elif k < 0 and closed:  # towards the junction
-                self.paint.append((Paint.SOLID, border[keep[keep < near]] if (keep < near).sum() > 1 else border[[0, near]]))
-                self.paint.append((Paint.DASHED, border[np.concatenate([[near], keep[keep > near]])]))
+            elif k < 0 and ends:  # towards the junction
+                near = round(SOLID_BEFORE_JUNCTION / SPACING)
+                self.paint.append((Paint.SOLID, border[[*keep[keep < near], near]]))
+                self.paint.append((Paint.DASHED, border[[near, *keep[keep > near]]]))
             else:
                 self.paint.append((Paint.DASHED, border[keep]))
 

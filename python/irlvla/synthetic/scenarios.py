@@ -21,7 +21,7 @@ from irlvla.synthetic.human import Driver
 from irlvla.synthetic.population import populate
 from irlvla.synthetic.stage import ALWAYS, HEIGHT, Random, Stage, with_velocity
 from irlvla.synthetic.traffic import Mover, Traffic, simulate
-from irlvla.synthetic.world import PAST, STEP, STEPS, Actor, World
+from irlvla.synthetic.world import PAST, STEPS, Actor, World
 from irlvla.types import LENGTH, REAR_AXLE_TO_CENTRE, WIDTH, Command, Kind, StateIndex
 
 FAMILIES = tuple(BUILDERS)  #: road families
@@ -63,9 +63,7 @@ def split(name: str, unseen: Sequence[str] = UNSEEN) -> Split:
     return Split(SPLITS.index(name) * SEEDS, families)
 
 
-def make_worlds(
-    count: int, seed: int = 0, families: Sequence[str] | None = None, cases: Sequence[str] | None = None
-) -> Iterator[World]:
+def make_worlds(count: int, seed: int = 0, families: Sequence[str] | None = None, cases: Sequence[str] | None = None) -> Iterator[World]:
     """Worlds from consecutive seeds; families and cases are drawn from those given (see `make_world`)."""
     return (make_world(number, *_draw(number, families, cases)) for number in range(seed, seed + count))
 

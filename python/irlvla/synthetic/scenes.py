@@ -12,6 +12,7 @@ from torch import Tensor
 
 from irlvla.pdm import pdm_closed
 from irlvla.synthetic.angles import Array, cosine_sine_of, wrap
+from irlvla.synthetic.cameras import Rig, render
 from irlvla.synthetic.scenarios import make_worlds
 from irlvla.synthetic.world import PAST, STEP, Lane, World
 from irlvla.types import STEPS as SCORED
@@ -24,9 +25,7 @@ POSES = PAST + EVERY * np.arange(1, 9)  # of the human's drive
 LOGGED = StateIndex.STEERING + 1  # columns of a state in the history
 
 
-def synthetic_scenes(
-    count: int, seed: int = 0, families: Sequence[str] | None = None, cases: Sequence[str] | None = None
-) -> Scene:
+def synthetic_scenes(count: int, seed: int = 0, families: Sequence[str] | None = None, cases: Sequence[str] | None = None) -> Scene:
     """Scenes of the embedded world from consecutive seeds, ready to score.
 
     Args:
@@ -104,11 +103,23 @@ def _map(world: World) -> dict[str, Tensor]:
     }
 
 
-def to_observation(world: World) -> Observation:
-    """What a policy may know beside its cameras: the car's own history in the ego frame, and the command."""
+def to_observation(world: World, rig: Rig | None = None, size: tuple[int, int] = (256, 704)) -> Observation:
+    """What a policy may see, a batch of one in float32: the car's own history, the command, and the images of a rig, if there is one.
+
+    `size` is the height and width of the images.
+    """
     history = world.ego[FRAMES, :LOGGED].copy()
     history[:, :3] = in_frame(history[:, :3], world.ego[PAST])
-    return Observation(token=(world.token,), ego=_row(history), command=torch.tensor([world.command]))
+    observation = Observation(token=(world.token,), ego=_row(history).float(), command=torch.tensor([world.command]))
+    if rig is None:
+        return observation
+    seen = rig.resized(*size)
+    return dataclasses.replace(
+        observation,
+        images=render(world, rig, size)[None],
+        intrinsics=_row(seen.intrinsics).float(),
+        camera_to_ego=_row(seen.camera_to_ego).float(),
+    )
 
 
 def route_line(world: World) -> Float[np.ndarray, "L 3"]:

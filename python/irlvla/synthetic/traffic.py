@@ -63,7 +63,7 @@ class Mover:
     min_gap: float = 2.0  # to what stands ahead [m]
     delay: float = 0.0  # of its driver, which he allows for [s]
     left: float = 0.0  # beside its path [m]
-    script: Array | None = None  # accelerations that are imposed at each step; NaN = none
+    script: Array | None = None  # the most acceleration at each step [m/s^2]
     lawless: bool = False  # does not stop at red lights, nor give way
     change: Change | None = None  # of lane
 
@@ -177,16 +177,23 @@ class Traffic:
         count, vehicles = len(place), len(place) + len(own)
         self.places[:, :vehicles] = self.begins[:, np.concatenate([lane, beside])] + np.concatenate([along, second_along])
         ahead = self.places - place[:, None]
-        if self.side[0] and not oncoming[0]:  # the person is out of his lane, and follows who is there
-            ahead[0, :count] = np.where(lane == beside[0], along - second_along[0], ahead[0, :count])
+        seen = self._seen(step, place)
+        for k, i in enumerate(self.second.tolist()):  # who is in two lanes follows those in both
+            if seen[count + k] and not oncoming[k]:
+                ahead[i, :count] = np.where(lane == beside[k], along - second_along[k], ahead[i, :count])
         gap = ahead - self.presence_half - self.half[:, None]
         speeds = np.zeros(gap.shape[1])
         speeds[:count], speeds[count:vehicles] = speed, np.where(oncoming, 0.0, speed[self.second])
+        return np.where((ahead > 0.0) & self.heeds & seen, gap, np.inf), speeds
+
+    def _seen(self, step: int, place: Array) -> Bool[np.ndarray, " P"]:
+        """Which presences there are: who changes lanes leaves one and comes into the other."""
+        count, vehicles = len(self.movers), len(self.movers) + len(self.second)
         seen = self.seen[step]
         share = (place[self.second[1:]] - self.change[:, 0]) / self.change[:, 1]
         seen[self.second[1:]], seen[count + 1 : vehicles] = share > IN_LANE[0], share < IN_LANE[1]
         seen[count] = self.side[0] != 0
-        return np.where((ahead > 0.0) & self.heeds & seen, gap, np.inf), speeds
+        return seen
 
     def _dismiss(self, step: int, gap: Array, speed: Array) -> None:
         """Who cannot stop at ease for what now comes up passes it: an amber light, people if he is gone before they come."""
@@ -222,7 +229,9 @@ class Traffic:
     def _following(self, rows: np.ndarray, speed: Array, other: Array, gap: Array, free: Array) -> Array:
         """Accelerations of vehicles behind something: those of the model, but not much below what avoids a collision."""
         closing = speed - other
-        desired = self.min_gap[rows] + np.maximum(speed * (self.headway[rows] + closing / (2.0 * (PULL[Kind.VEHICLE] * BRAKING) ** 0.5)), 0.0)
+        desired = self.min_gap[rows] + np.maximum(
+            speed * (self.headway[rows] + closing / (2.0 * (PULL[Kind.VEHICLE] * BRAKING) ** 0.5)), 0.0
+        )
         ratio = desired / np.maximum(gap, 0.1)
         closing = np.maximum(closing, 0.0)
         needed = closing * closing / (2.0 * np.maximum(gap - 1.0 - 0.5 * closing * self.delay[rows], 0.3))
@@ -247,15 +256,13 @@ def simulate(traffic: Traffic, person: Person) -> Float[np.ndarray, "STEPS V"]:
     count = len(traffic.movers)
     place = np.array([mover.place for mover in traffic.movers])
     speed = traffic.first_speeds(place)
-    imposed = [np.full(STEPS, np.nan) if mover.script is None else mover.script for mover in traffic.movers]
-    script = np.stack(imposed, axis=1)
+    script = np.stack([np.full(STEPS, np.inf) if mover.script is None else mover.script for mover in traffic.movers], axis=1)
     places = np.empty((STEPS, count))
     person.start(float(place[0]), float(speed[0]))
     for step in range(STEPS):
         places[step] = place
         traffic.side[0] = (person.left > OUT_OF_LANE) - (person.left < -OUT_OF_LANE)
-        wanted = traffic.accelerations(step, place, speed)
-        wanted = np.where(np.isnan(script[step]), wanted, script[step])
+        wanted = np.minimum(traffic.accelerations(step, place, speed), script[step])
         after = np.maximum(speed + STEP * wanted, 0.0)
         place, speed = place + (0.5 * STEP) * (speed + after), after
         place[0], speed[0] = person.drive(float(wanted[0]))

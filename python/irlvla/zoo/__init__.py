@@ -26,6 +26,7 @@ def irlvla_datasets() -> dict[str, str]:
     return {
         "cached": "irlvla.zoo.datasets.cached:CachedDataset",
         "scenes": "irlvla.zoo.datasets.scenes:SceneFiles",
+        "synthetic": "irlvla.zoo.datasets.synthetic:SyntheticDataset",
     }
 
 
