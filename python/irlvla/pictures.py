@@ -150,13 +150,18 @@ class _View:
             at = np.linspace(start, min(start + length, along[-1]), 4)
             self.line(np.column_stack([np.interp(at, along, points[:, axis]) for axis in (0, 1)]), colour, width)
 
-    def text(self, point: Array, words: str, size: int = CAPTION) -> None:
-        (x, y), font = self.pixels(point[None])[0], ImageFont.load_default(size * SMOOTH)
-        box = self.pen.textbbox((x, y), words, font=font)
-        margin, limit = 4 * SMOOTH, self.image.width
-        shift = min(0.0, limit - 2 * margin - box[2])
-        self.pen.rectangle((box[0] + shift - margin, box[1] - margin, box[2] + shift + margin, box[3] + margin), fill=PAPER, outline=INK)
-        self.pen.text((x + shift, y), words, fill=INK, font=font)
+    def note(self, lines: Sequence[str], bottom: bool) -> None:
+        """Lines of text in the upper or lower left corner, as large as fits."""
+        margin, room = 5 * SMOOTH, self.image.width - 20 * SMOOTH
+        longest = max(ImageFont.load_default(CAPTION * SMOOTH).getlength(line) for line in lines)
+        size = CAPTION * SMOOTH * min(1.0, room / longest)
+        font, step = ImageFont.load_default(size), round(size * 1.35)
+        top = self.image.height - margin - step * len(lines) if bottom else margin
+        for row, line in enumerate(lines):
+            x, y = margin, top + row * step
+            box = self.pen.textbbox((x, y), line, font=font)
+            self.pen.rectangle((x - margin / 2, y, box[2] + margin / 2, y + step), fill=PAPER)
+            self.pen.text((x, y), line, fill=INK, font=font)
 
     def finish(self) -> Image.Image:
         return self.image.resize((self.image.width // SMOOTH, self.image.height // SMOOTH), Image.Resampling.BOX)
@@ -175,7 +180,7 @@ def birds_eye(scene: Scene, plan: Plan | None = None, result: Epdms | None = Non
     view.area(_box(np.zeros(3), rear_axle=True), (255, 255, 255), EGO_COLOUR, 3)
     if result is not None and result.details is not None:
         _mark_failures(view, scene, result, ego)
-    _draw_legend(view, scene, plan, result)
+    _write_notes(view, scene, plan, result)
     return view.finish()
 
 
@@ -247,7 +252,7 @@ def _draw_drive(view: _View, poses: Array, colour: Colour, dashed: bool) -> None
 
 
 def _mark_failures(view: _View, scene: Scene, result: Epdms, ego: Array) -> None:
-    """The first failing moment of the worst candidate: its box there, and all of its causes in words."""
+    """The first failing moment of the worst candidate: its box there, crossed out."""
     assert result.details is not None
     worst = int(result.score()[0].argmin())
     found = failures(scene, result, worst)
@@ -260,22 +265,20 @@ def _mark_failures(view: _View, scene: Scene, result: Epdms, ego: Array) -> None
         view.area(box, None, RED_LIGHT, 4)
         view.line(box[[0, 2]], RED_LIGHT, 3)
         view.line(box[[1, 3]], RED_LIGHT, 3)
-    for row, failure in enumerate(found):
-        view.text(np.array([-BEHIND + 3.0 + 2.6 * (len(found) - row), ASIDE - 1.0]), str(failure))
 
 
-def _draw_legend(view: _View, scene: Scene, plan: Plan | None, result: Epdms | None) -> None:
-    words = scene.token[0]
+def _write_notes(view: _View, scene: Scene, plan: Plan | None, result: Epdms | None) -> None:
+    """Above: the scene and the scores. Below: what the worst candidate does wrong, and what is drawn how."""
+    words, causes = scene.token[0], list[str]()
     if result is not None:
         scores = result.score()[0]
-        words += (
-            f"   EPDMS {float(scores.max()):.2f}"
-            if scores.numel() == 1
-            else f"   EPDMS {float(scores.min()):.2f} to {float(scores.max()):.2f}"
-        )
-    view.text(np.array([AHEAD - 0.8, ASIDE - 1.0]), words)
-    drawn = "dashed: human" + ("" if plan is None else "; solid: candidates, light = good") + "; outlines: agents after 1 to 4 s"
-    view.text(np.array([-BEHIND + 2.2, ASIDE - 1.0]), drawn, CAPTION - 3)
+        low, high = f"{float(scores.min()):.2f}", f"{float(scores.max()):.2f}"
+        words += f"   EPDMS {high}" if scores.numel() == 1 else f"   EPDMS {low} to {high}"
+        if result.details is not None:
+            causes = [str(failure) for failure in failures(scene, result, int(scores.argmin()))]
+    view.note([words], bottom=False)
+    drawn = "dashed: human; " + ("" if plan is None else "solid: candidates, light = good; ") + "outlines: agents after 1 to 4 s"
+    view.note([*causes, drawn], bottom=True)
 
 
 def _to_ego(poses: Array, ego: Array) -> Array:
