@@ -20,7 +20,8 @@ MARGIN = 1.2  # between one car leaving and another entering [s]
 STARTING = 1.2  # acceleration that who gives way counts on [m/s^2]
 BEFORE = 1.0  # what he stops for is taken to be so far inside the other's way [m]
 LATEST = 6.0  # who would have to brake harder than this goes first [m/s^2]
-ZIPPER, FILING = 90.0, 0.35  # cars begin to file in so many metres before lanes join, with gaps that grow by so much per metre driven
+NEAR = 90.0  # cars mind each other from so far before their ways meet [m]
+FILING = 0.35  # where they file in by turns, they are content with a gap that is so much shorter per metre that is left
 
 
 @dataclass(frozen=True)
@@ -69,28 +70,26 @@ class Conflicts:
 
         `stopping` are those that stop at a light.
         """
-        mine, other = self.mine, self.other
-        my_place, my_speed, my_half = place[mine], speed[mine], half[mine]
-        its_place, its_speed, its_half = place[other], speed[other], half[other]
-        to_enter = self.enter[0] - my_place - my_half
-        its_enter, its_leave = self.enter[1] - its_place - its_half, self.leave[1] - its_place + its_half
-        there = its_leave > 0.0
-        inside = there & (its_enter < 0.0)
+        front, rear = place + half, place - half
+        to_enter, its_enter = self.enter[0] - front[self.mine], self.enter[1] - front[self.other]
+        its_leave = self.leave[1] - rear[self.other]
+        now = np.flatnonzero((to_enter < NEAR) & (its_enter < NEAR) & (its_leave > 0.0) & (rear[self.mine] < self.leave[0]))
+        if not len(now):
+            return now, np.zeros(0), np.zeros(0)
+        mine, other, shift = self.mine[now], self.other[now], self.shift[now]
+        to_enter, its_enter, its_leave = to_enter[now], its_enter[now], its_leave[now]
+        my_speed, its_speed = speed[mine], speed[other]
         # Along a common stretch: follow who is ahead.
-        lead = its_place + self.shift - my_place
-        near = there & (its_enter < ZIPPER) & (to_enter < ZIPPER) if self.zipper else inside
-        follows = near & (lead > 0.0)
+        inside = its_enter < 0.0
+        follows = (place[other] + shift > place[mine]) & (inside | self.zipper)
+        followed = rear[other] + shift - front[mine] + (FILING * np.maximum(to_enter, 0.0) if self.zipper else 0.0)
         # Across or into the other's way: stop before it, unless there is time enough.
-        soon = its_enter / np.maximum(its_speed, 0.5) < _time(my_speed, self.leave[0] - my_place + my_half) + MARGIN
+        soon = its_enter / np.maximum(its_speed, 0.5) < _time(my_speed, self.leave[0, now] - rear[mine]) + MARGIN
         soon &= its_leave / np.maximum(its_speed, 1.0) > _time(my_speed, to_enter) - MARGIN
-        waits = (self.yields & soon & there & ~stopping[other]) | (inside & np.isnan(self.shift))
-        to_stop = to_enter + BEFORE
-        waits &= (to_enter > 0.0) & (to_stop > my_speed * my_speed / (2.0 * LATEST))
-        rows = np.flatnonzero(follows | waits)
-        filing = FILING * np.maximum(to_enter, 0.0) if self.zipper else 0.0
-        followed = np.where(follows, lead - my_half - its_half + filing, np.inf)[rows]
-        stopped = np.where(waits, to_stop, np.inf)[rows]
-        return mine[rows], np.minimum(followed, stopped), np.where(followed < stopped, its_speed[rows], 0.0)
+        waits = (self.yields[now] & soon & ~stopping[other]) | (inside & np.isnan(shift))
+        waits &= (to_enter > 0.0) & (to_enter + BEFORE > my_speed * my_speed / (2.0 * LATEST))
+        gap = np.minimum(np.where(follows, followed, np.inf), np.where(waits, to_enter + BEFORE, np.inf))
+        return mine, gap, np.where(follows & (followed <= gap), its_speed, 0.0)
 
 
 def _time(speed: Array, distance: Array) -> Array:

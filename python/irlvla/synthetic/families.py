@@ -11,7 +11,7 @@ import numpy as np
 from irlvla.synthetic.angles import Array, between
 from irlvla.synthetic.junctions import Arm, Plan, circle_roads, crossing_roads, pavements, two_phases
 from irlvla.synthetic.layouts import Layout, Route
-from irlvla.synthetic.roads import Draft, Line, backwards, beside, draw, lengths, placed, ring
+from irlvla.synthetic.roads import Draft, Line, backwards, beside, draw, lengths, placed, points_at, ring
 from irlvla.synthetic.world import Paint
 from irlvla.types import Command
 
@@ -216,9 +216,9 @@ def _bays(draft: Draft, arm: Arm, width: float, side: float) -> Array:
     line = draw(start, (count * every, 0.0, 0.0))
     draft.parking(line, side * width, side * (width + depth))
     for k in range(count + 1):
-        draft.paint.append((Paint.BAY, np.array([placed(start, k * every, side * w)[:2] for w in (width, width + depth)])))
-    poses = np.array([placed(start, (k + 0.5) * every, side * (width + 0.5 * depth)) for k in range(count)])
-    return poses + np.array([0.0, 0.0, side * math.pi / 2])
+        draft.paint.append((Paint.BAY, points_at(start, [(k * every, side * width), (k * every, side * (width + depth))])))
+    middles = points_at(start, [((k + 0.5) * every, side * (width + 0.5 * depth)) for k in range(count)])
+    return np.column_stack([middles, np.full(count, start[2] + side * math.pi / 2)])
 
 
 FAMILIES: dict[str, Callable[[Random, str], Layout]] = {

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from irlvla.synthetic.angles import Array, angle_of, between, cosine_sine, cosine_sine_of, wrap
 from irlvla.synthetic.paths import GRID, Path
+from irlvla.synthetic.roads import beside
 from irlvla.synthetic.world import STEP, STEPS
 from irlvla.types import REAR_AXLE_TO_CENTRE, WHEEL_BASE, StateIndex
 
@@ -56,7 +57,7 @@ class Driver:
     def __init__(self, rng: np.random.Generator, character: Character, path: Path, aside: Array, room: float) -> None:
         """`aside` is where to be at each `GRID` of the route, to the left of it; `room` is left on either side of the car [m]."""
         aside = aside + room * character.bias
-        xy = path.poses(GRID * np.arange(len(aside), dtype=np.float64), aside)[:, :2]
+        xy = beside(path.poses(GRID * np.arange(len(aside), dtype=np.float64)), aside)[:, :2]
         xy[2:-2] = (xy[:-4] + xy[1:-3] + xy[2:-2] + xy[3:-1] + xy[4:]) * 0.2  # nobody turns the wheel at once
         step = np.diff(xy, axis=0)
         heading = angle_of(step[:, 0], step[:, 1])

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 
 from irlvla.synthetic.angles import Array, between, cosine_sine_of
 from irlvla.synthetic.layouts import Crossing, Route
-from irlvla.synthetic.roads import Draft, Line, Section, backwards, beside, draw, placed
+from irlvla.synthetic.roads import Draft, Line, Section, backwards, beside, draw, placed, points_at
 from irlvla.synthetic.world import STEPS, Paint, Signal
 from irlvla.types import Command
 
@@ -25,7 +25,7 @@ LAMP_HEIGHT = 5.2  # [m]
 AMBER, ALL_RED = 30, 15  # steps
 KERB = 1.5  # people wait so far from the road [m]
 SECTOR = math.radians(30.0)  # of a roundabout's ring, on either side of an arm, that is intersection
-NEAR, PAST_MOUTH = 55.0, 6.0  # at t = 0 the car is at most so far before the mouth or behind it [m]
+NEAR, PAST_MOUTH = 45.0, 6.0  # at t = 0 the car is at most so far before the mouth or behind it [m]
 ARROWS = {  # outlines of the arrows before a junction: metres ahead and to the left
     Command.STRAIGHT: ((-2, -0.1), (0.8, -0.1), (0.8, -0.35), (2, 0), (0.8, 0.35), (0.8, 0.1), (-2, 0.1)),
     Command.LEFT: ((-2, -0.1), (1.1, -0.1), (1.1, 0.5), (1.5, 0.5), (0.9, 1.1), (0.3, 0.5), (0.7, 0.5), (0.7, 0.1), (-2, 0.1)),
@@ -96,7 +96,7 @@ def crossing_roads(
                 outline.append(draft.edges[made[-1]][1])
             _arrows(draft, pairs, command)
         if lights or plan.ranks[j] < max(plan.ranks):
-            draft.paint.append((Paint.STOP, _across(arm.line, 0.3, 0.0, len(arm.entering) * plan.width)))
+            draft.paint.append((Paint.STOP, points_at(arm.line[0], [(0.3, 0.0), (0.3, len(arm.entering) * plan.width)])))
     draft.intersections.append(np.concatenate(outline))
     draft.paint += [(Paint.EDGE, kerb) for kerb in outline]
     people = plan.straight > ZEBRA[1]
@@ -167,19 +167,14 @@ def _signal(plan: Plan, arms: Sequence[Arm], j: int, red: Mask, amber: Mask) -> 
 def _arrows(draft: Draft, pairs: list[tuple[int, int]], command: Command) -> None:
     for lane, _ in pairs:
         pose = placed(draft.lanes[lane].centerline[-1], -10.0, 0.0)
-        draft.paint.append((Paint.ARROW, np.array([placed(pose, *point)[:2] for point in ARROWS[command]])))
-
-
-def _across(line: Line, ahead: float, right: float, left: float) -> Array:
-    """A segment across the start of a line."""
-    return np.array([placed(line[0], ahead, right)[:2], placed(line[0], ahead, left)[:2]])
+        draft.paint.append((Paint.ARROW, points_at(pose, ARROWS[command])))
 
 
 def _zebra(draft: Draft, arm: Arm, width: float, middle: float, walk: Mask) -> Crossing:
     """A crossing `middle` metres up an arm, or behind its mouth; people start on the side of the entering lanes."""
     half, depth = len(arm.entering) * width, 0.5 * (ZEBRA[1] - ZEBRA[0])
     corner = [(middle - depth, -half), (middle + depth, -half), (middle + depth, half), (middle - depth, half)]
-    draft.paint.append((Paint.CROSSING, np.array([placed(arm.line[0], *point)[:2] for point in corner])))
+    draft.paint.append((Paint.CROSSING, points_at(arm.line[0], corner)))
     crossed = []
     for sign, own, end in ((-1, arm.entering, 1), (1, arm.leaving, 0)):
         for k, lane in enumerate(own):
@@ -230,7 +225,7 @@ def circle_roads(rng: np.random.Generator, plan: Plan, radius: float) -> tuple[D
         kerbs = draft.edges[exits[j]][1], draft.edges[entries[j]][1], draft.edges[passages[j]][0]
         draft.intersections.append(np.concatenate([kerbs[0], kerbs[1], kerbs[2][::-1]]))
         draft.paint += [(Paint.EDGE, kerb) for kerb in kerbs]
-        draft.paint.append((Paint.STOP, _across(arm.line, 0.3, 0.0, plan.width)))
+        draft.paint.append((Paint.STOP, points_at(arm.line[0], [(0.3, 0.0), (0.3, plan.width)])))
     routes = []
     for j, arm in enumerate(arms):
         for to, command in _movements(plan.directions, j):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from irlvla.synthetic.angles import Array, cosine_sine, wrap
+from irlvla.synthetic.angles import Array, wrap
 from irlvla.synthetic.layouts import Layout
 from irlvla.synthetic.roads import Line, lengths
 
@@ -37,16 +37,12 @@ class Path:
     def length(self) -> float:
         return float(self.along[-1])
 
-    def poses(self, place: Array, left: Array | float = 0.0) -> Float[np.ndarray, "n 3"]:
-        """x, y and heading at places "n", some metres to the left."""
+    def poses(self, place: Array) -> Float[np.ndarray, "n 3"]:
+        """x, y and heading at places "n"."""
         after = np.clip(np.searchsorted(self.along, place), 1, len(self.along) - 1)
         start, first = self.line[after - 1], self.along[after - 1]
         share = (place - first) / (self.along[after] - first)
-        pose = start + share[:, None] * (self.line[after] - start)
-        cosine, sine = cosine_sine(pose[:, 2])
-        pose[:, 0] -= left * sine
-        pose[:, 1] += left * cosine
-        return pose
+        return start + share[:, None] * (self.line[after] - start)
 
     def lane_at(self, place: float) -> tuple[int, float]:
         """The lane at a place, and the distance along it."""

@@ -67,6 +67,13 @@ def placed(pose: Pose, ahead: float, left: float) -> tuple[float, float, float]:
     return float(pose[0] + ahead * cosine - left * sine), float(pose[1] + ahead * sine + left * cosine), float(pose[2])
 
 
+def points_at(pose: Pose, points: Sequence[Sequence[float]]) -> Float[np.ndarray, "N 2"]:
+    """Points that lie so far ahead and to the left of a pose."""
+    cosine, sine = cosine_sine_of(float(pose[2]))
+    ahead, left = np.array(points, dtype=np.float64).T
+    return np.stack([pose[0] + ahead * cosine - left * sine, pose[1] + ahead * sine + left * cosine], axis=1)
+
+
 def backwards(line: Line) -> Line:
     """The same line, driven the other way."""
     return line[::-1] + np.array([0.0, 0.0, math.pi])
@@ -110,8 +117,13 @@ def _shift(start: Pose, end: Pose, ahead: float, left: float, turn: float) -> Li
 
 def lengths(line: Line) -> Array:
     """Distance of each point from the first, along the line [m]."""
-    step = np.diff(line[:, :2], axis=0)
-    return np.concatenate([[0.0], np.cumsum(np.sqrt(step[:, 0] * step[:, 0] + step[:, 1] * step[:, 1]))])
+    return np.concatenate([[0.0], np.cumsum(_steps(line))])
+
+
+def _steps(line: Line) -> Array:
+    """Distances from one point to the next."""
+    dx, dy = line[1:, 0] - line[:-1, 0], line[1:, 1] - line[:-1, 1]
+    return np.sqrt(dx * dx + dy * dy)
 
 
 def corners(line: Line) -> np.ndarray:
@@ -119,7 +131,7 @@ def corners(line: Line) -> np.ndarray:
 
     A chord c of a bend of curvature k is off by k c^2 / 8, so there is a point for each sqrt(8 FLAT) of the integral of sqrt(k).
     """
-    bent = np.sqrt(np.abs(np.diff(line[:, 2])) * np.diff(lengths(line)))
+    bent = np.sqrt(np.abs(line[1:, 2] - line[:-1, 2]) * _steps(line))
     count = np.floor(np.cumsum(bent) * (1.0 / math.sqrt(8.0 * FLAT)))
     inner = np.flatnonzero(np.diff(count)) + 1
     return np.concatenate([[0], inner, [len(line) - 1]])

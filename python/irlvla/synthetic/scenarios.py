@@ -139,8 +139,7 @@ def _play(stage: Stage, token: str, family: str, case: str, seed: int) -> World 
     stage.movers[0].pace = way.pace
     driver = _driver(stage, way)
     places = simulate(Traffic(stage.layout, stage.movers, stage.obstacles), driver)
-    drivers = [_actor(number, mover, place) for number, (mover, place) in enumerate(zip(stage.movers, places.T, strict=True)) if number]
-    actors = (*drivers, *stage.things, *stage.bystanders)
+    actors = (*_actors(stage.movers[1:], places.T[1:]), *stage.things, *stage.bystanders)
     ego = driver.states()
     if _collides((_car(ego), *actors)):
         return None
@@ -154,13 +153,24 @@ def _driver(stage: Stage, way: Way) -> Driver:
     return Driver(stage.rng, stage.character, stage.path, way.aside, 0.5 * (narrowest - WIDTH))
 
 
-def _actor(number: int, mover: Mover, places: Float[np.ndarray, " STEPS"]) -> Actor:
-    """A vehicle that followed its path; it is gone once it reaches the end."""
-    end = mover.path.length - 1.0
-    left, slope = mover.change.at(places) if mover.change else (mover.left, 0.0)
-    state = with_velocity(mover.path.poses(places, left))
-    state[:, 2] += angle_of(1.0, slope)
-    return Actor(f"{mover.kind.name.lower()}-{number}", mover.kind, mover.size, state, places < end, mover.role)
+def _actors(movers: Sequence[Mover], places: Float[np.ndarray, "V STEPS"]) -> list[Actor]:
+    """Vehicles that followed their paths; they are gone once they reach the end."""
+    poses = np.array([mover.path.poses(place) for mover, place in zip(movers, places, strict=True)]).reshape(-1, STEPS, 3)
+    left = np.array([np.full(STEPS, mover.left) for mover in movers]).reshape(-1, STEPS)
+    slope = np.zeros_like(left)
+    for i, mover in enumerate(movers):
+        if mover.change:
+            left[i], slope[i] = mover.change.at(places[i])
+    cosine, sine = cosine_sine(poses[..., 2])
+    poses[..., 0] -= left * sine
+    poses[..., 1] += left * cosine
+    poses[..., 2] += angle_of(1.0, slope)
+    there = [place < mover.path.length - 1.0 for mover, place in zip(movers, places, strict=True)]
+    parts = zip(movers, with_velocity(poses), there, strict=True)
+    return [
+        Actor(f"{mover.kind.name.lower()}-{number}", mover.kind, mover.size, state, valid, mover.role)
+        for number, (mover, state, valid) in enumerate(parts)
+    ]
 
 
 def _car(ego: Float[np.ndarray, "STEPS 11"]) -> Actor:

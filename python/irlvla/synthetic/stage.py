@@ -11,6 +11,7 @@ from irlvla.synthetic.angles import Array, between, cosine_sine_of
 from irlvla.synthetic.human import Character
 from irlvla.synthetic.layouts import Layout, Route
 from irlvla.synthetic.paths import GRID, Path
+from irlvla.synthetic.roads import placed
 from irlvla.synthetic.traffic import Mover, Obstacle
 from irlvla.synthetic.world import PAST, STEP, STEPS, Actor
 from irlvla.types import LENGTH, WIDTH, Kind
@@ -79,7 +80,7 @@ class Stage:
 
     def pose(self, place: float, left: float = 0.0) -> Float[np.ndarray, "3"]:
         """A pose beside the route."""
-        return self.path.poses(np.array([place]), left)[0]
+        return np.array(placed(self.path.poses(np.array([place]))[0], 0.0, left))
 
     def take(self, lane: int, first: float, last: float) -> None:
         """Keep other vehicles off a stretch of a lane."""
@@ -109,16 +110,17 @@ class Stage:
 
     def starts(self) -> Float[np.ndarray, "N 2"]:
         """Where everybody and everything is at the first step."""
-        movers = [mover.path.poses(np.array([mover.place]), mover.left)[0, :2] for mover in self.movers]
+        movers = [mover.path.poses(np.array([mover.place]))[0, :2] for mover in self.movers]
         return np.array([*movers, *(actor.state[0, :2] for actor in (*self.things, *self.bystanders))])
 
 
-def with_velocity(poses: Float[np.ndarray, "STEPS 3"]) -> Float[np.ndarray, "STEPS 5"]:
+def with_velocity(poses: Float[np.ndarray, "*n STEPS 3"]) -> Float[np.ndarray, "*n STEPS 5"]:
     """Poses and their velocities, by central differences."""
-    velocity = np.empty((len(poses), 2))
-    velocity[1:-1] = (poses[2:, :2] - poses[:-2, :2]) / (2.0 * STEP)
-    velocity[0], velocity[-1] = (poses[1, :2] - poses[0, :2]) / STEP, (poses[-1, :2] - poses[-2, :2]) / STEP
-    return np.concatenate([poses, velocity], axis=1)
+    xy = poses[..., :2]
+    velocity = np.empty_like(xy)
+    velocity[..., 1:-1, :] = (xy[..., 2:, :] - xy[..., :-2, :]) / (2.0 * STEP)
+    velocity[..., 0, :], velocity[..., -1, :] = (xy[..., 1, :] - xy[..., 0, :]) / STEP, (xy[..., -1, :] - xy[..., -2, :]) / STEP
+    return np.concatenate([poses, velocity], axis=-1)
 
 
 def straight_on(start: Array, walked: Array, turned: float = 0.0) -> Float[np.ndarray, "STEPS 3"]:

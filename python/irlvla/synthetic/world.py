@@ -41,7 +41,7 @@ class Lane:
     layer: Layer  # LANE or LANE_CONNECTOR
     width: float
     speed_limit: float  # [m/s]
-    roadblock: int  # the roadblock (group of parallel lanes of one direction) that it belongs to
+    roadblock: int  # the group of parallel lanes of one direction, or of connectors of one turn, that it belongs to
     successors: tuple[int, ...] = ()
     predecessors: tuple[int, ...] = ()
     left: int | None = None  # neighbour of the same direction
