@@ -80,11 +80,13 @@ def total(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    print(f"\n{'family':14s} {'scenes':>6s} {'actors':>6s} {'world ms':>9s} {'scene ms':>9s} {'PDM-Closed ms':>14s} {'scenes/s':>9s} {'human':>6s}")
+    columns = {"scenes": 7, "actors": 7, "world ms": 9, "scene ms": 9, "PDM-Closed ms": 14, "scenes/s": 9, "human": 7}
+    print("\nfamily        ", *(f"{name:>{width}s}" for name, width in columns.items()))
     for result in results:
         world, scene, reference = (1e3 * part / result["scenes"] for part in result["seconds"])
-        row = f"{result['family']:14s} {result['scenes']:6d} {result['actors']:6.1f} {world:9.1f} {scene:9.2f} {reference:14.1f}"
-        print(f"{row} {1e3 / (world + scene):9.1f} {result['human']:6.3f}")
+        row = result["scenes"], result["actors"], world, scene, reference, 1e3 / (world + scene), result["human"]
+        digits = (0, 1, 1, 2, 1, 1, 3)
+        print(f"{result['family']:14s}", *(f"{v:{w}.{d}f}" for v, w, d in zip(row, columns.values(), digits, strict=True)))
     print("scenes/s: world and scene, without PDM-Closed")
 
 

@@ -33,12 +33,13 @@ from irlvla.synthetic import (
 )
 from irlvla.synthetic.angles import angle_of, cosine_sine, cosine_sine_of, wrap
 from irlvla.synthetic.cases import SUITABLE
-from irlvla.synthetic.contacts import contacts
-from irlvla.synthetic.scenarios import SEEDS, _car
+from irlvla.synthetic.collisions import contacts
+from irlvla.synthetic.scenarios import SEEDS, ego_actor
 from irlvla.synthetic.world import FUTURE, PAST, STEP, STEPS, Paint
 from irlvla.types import METRICS, WHEEL_BASE, Command, Kind, Layer, StateIndex
 
 SEED = 7_000  # of the worlds that the tests look at
+NEWER = "X86_V3 X86_V4 AVX2 FMA3 AVX512F AVX512CD AVX512_SKX AVX512_ICL AVX512_SPR"  # instructions that a machine may lack
 NOW = slice(PAST, PAST + 41)
 ALL_CASES = [(family, case) for family in FAMILIES for case in ("", *SUITABLE[family])]
 
@@ -193,7 +194,7 @@ def test_shapes_that_a_family_promises(towns: list[World]) -> None:
 
 def test_nobody_touches_anybody(worlds: list[World]) -> None:
     for world in worlds:
-        actors = (_car(world.ego), *world.actors)
+        actors = (ego_actor(world.ego), *world.actors)
         touching = [(actors[a].kind, actors[b].kind) for a, b, _ in contacts(actors)]
         assert not [pair for pair in touching if Kind.VEHICLE in pair], world.token
 
@@ -228,7 +229,7 @@ def test_red_lights_are_obeyed(worlds: list[World]) -> None:
                 continue
             red = world.roads.signals[lane.signal].red
             x, y, heading = lane.centerline[0]
-            for actor in (_car(world.ego), *world.actors):
+            for actor in (ego_actor(world.ego), *world.actors):
                 if actor.kind != Kind.VEHICLE:
                     continue
                 dx, dy = actor.state[:, 0] - x, actor.state[:, 1] - y
@@ -382,7 +383,7 @@ def test_every_metric_takes_each_of_its_values(worlds: list[World], scenes: irlv
             assert min(found.values()) >= 5, (name, found)
             assert sum(found.values()) == len(values)
     progress = values[:, METRICS.index("ep")]
-    assert progress.min() < 0.2
+    assert progress.min() < 0.3
     assert progress.max() == 1.0
     assert progress.unique().numel() > 500
 
@@ -485,12 +486,18 @@ def one_of_each() -> list[World]:
 
 def test_worlds_are_the_same_everywhere() -> None:
     """Recorded on another machine. A change here changes every scene that anybody has trained on: it should be meant."""
-    assert checksum(one_of_each()) == "RECORDED"
+    assert checksum(one_of_each()) == "4344d5b3cf07b3f5"
 
 
 def test_worlds_do_not_depend_on_the_process() -> None:
+    """Nor on its instruction set, with which numpy's own sine differs."""
     script = "import test_synthetic as t; print(t.checksum(t.one_of_each()[:4]))"
-    environment = {**os.environ, "PYTHONHASHSEED": "5", "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])}
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "5",
+        "NPY_DISABLE_CPU_FEATURES": NEWER,
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)]),
+    }
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == checksum(one_of_each()[:4])
 

@@ -18,9 +18,9 @@ import irlvla
 from irlvla import golden
 from irlvla.components import Policy
 from irlvla.errors import ConfigError, FileError, InputError
+from irlvla.records import command_of
 from irlvla.testing import backbone_checks, check, metric_checks, planner_checks, reward_model_checks
 from irlvla.types import METRICS, Batch, Command, Epdms, Features, Observation, Plan, Scene, Trajectory
-from irlvla.records import command_of
 
 GOLDEN = Path(__file__).parent / "golden"
 HANDMADE = torch.tensor(list(golden.HANDMADE_PLANS.values()), dtype=torch.float64)[None]  # "1 4 8 3"

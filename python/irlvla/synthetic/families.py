@@ -189,7 +189,7 @@ def roundabout(rng: Random, case: str) -> Layout:
     count = int(rng.integers(3, 5))
     turns = [between(rng, -0.12, 0.12) for _ in range(count)]
     plan = Plan(
-        tuple(k * 2.0 * math.pi / count + turn for k, turn in enumerate(turns)), (1,) * count, between(rng, 4.5, 5.2), 30 * KMH, 8.0
+        tuple(k * 2.0 * math.pi / count + turn for k, turn in enumerate(turns)), (1,) * count, between(rng, 5.0, 5.8), 30 * KMH, 8.0
     )
     draft, arms, routes, crossings = circle_roads(rng, plan, between(rng, 20.0, 28.0))
     lines = tuple(line for arm in arms for line in pavements(arm, plan.width))

@@ -59,7 +59,8 @@ def _drive(stage: Stage) -> None:
             size = car_size(rng, trucks=not layout.town)
             x, y, _ = lane.centerline[int(along / length * (len(lane.centerline) - 1))]
             far = (x - here[0]) * (x - here[0]) + (y - here[1]) * (y - here[1])
-            if far < REACH * REACH and stage.is_free(index, along, 0.5 * size[0] + 2.0):
+            before_line = along + 0.5 * size[0] < length - 1.0
+            if far < REACH * REACH and before_line and stage.is_free(index, along, 0.5 * size[0] + 2.0):
                 found.append((far, index, along, size))
             along += size[0] + 4.0 + apart * between(rng, 0.3, 1.5)
     movers = [_vehicle(stage, index, along, size) for _, index, along, size in sorted(found)[:MOST]]

@@ -15,7 +15,7 @@ from irlvla.synthetic.angles import angle_of, between, cosine_sine
 from irlvla.synthetic.avoidance import Way, plan_way
 from irlvla.synthetic.cases import CASES as SCRIPTS
 from irlvla.synthetic.cases import SUITABLE
-from irlvla.synthetic.contacts import contacts
+from irlvla.synthetic.collisions import contacts
 from irlvla.synthetic.families import FAMILIES as BUILDERS
 from irlvla.synthetic.human import Driver
 from irlvla.synthetic.population import populate
@@ -31,7 +31,7 @@ SPLITS = ("train", "val", "test", "unseen")
 SEEDS = 1_000_000_000  #: in each split
 HARD_CASES = 0.4  #: share of hard cases, where none are asked for
 
-STAGES = 20  # set on one road for a case, before another road is drawn
+STAGES = 20  # set on one road, before another road is drawn
 EASTING, NORTHING = (3e5, 7e5), (3e6, 5e6)  # of a world's origin, as UTM has them [m]
 COMMANDED = (-60.0, 25.0)  # a turn is commanded between these distances from the junction's begin [m]
 
@@ -80,14 +80,8 @@ def make_world(seed: int, family: str | None = None, case: str | None = None) ->
         InputError: there is no such family or case, or it cannot happen there, or the seed is negative.
     """
     family, case = _draw(seed, None if family is None else (family,), None if case is None else (case,))
-    token = f"{family}-{case or 'plain'}-{seed}"
-    for attempt in itertools.count():
-        rng = np.random.default_rng([seed, zlib.crc32(token.encode()), attempt])
-        stage = _set_stage(rng, family, case)
-        world = stage and _play(stage, token, family, case, seed)
-        if world:  # now and then somebody touches somebody
-            return world
-    raise AssertionError  # the count has no end
+    attempts = (_attempt(seed, family, case, number) for number in itertools.count())  # about one in ten does not come off
+    return next(world for world in attempts if world is not None)
 
 
 def _draw(seed: int, families: Sequence[str] | None, cases: Sequence[str] | None) -> tuple[str, str]:
@@ -120,12 +114,18 @@ def _require(what: str, given: str, accepted: Sequence[str]) -> None:
 # -- a world -----------------------------------------------------------------------------------------------------------
 
 
+def _attempt(seed: int, family: str, case: str, number: int) -> World | None:
+    token = f"{family}-{case or 'plain'}-{seed}"
+    stage = _set_stage(np.random.default_rng([seed, zlib.crc32(token.encode()), number]), family, case)
+    return None if stage is None else _play(stage, token, family, case, seed)
+
+
 def _set_stage(rng: Random, family: str, case: str) -> Stage | None:
     """A road somewhere on the map with everybody on it; None if the case does not fit on it."""
     layout = BUILDERS[family](rng, case).moved(between(rng, *EASTING), between(rng, *NORTHING), between(rng, -3.14, 3.14))
     for _ in range(STAGES):
         stage = Stage.on(rng, layout)
-        if not case or SCRIPTS[case](stage):
+        if not stage.starts_at_red and (not case or SCRIPTS[case](stage)):
             populate(stage)
             return stage
     return None
@@ -141,7 +141,7 @@ def _play(stage: Stage, token: str, family: str, case: str, seed: int) -> World 
     places = simulate(Traffic(stage.layout, stage.movers, stage.obstacles), driver)
     actors = (*_actors(stage.movers[1:], places.T[1:]), *stage.things, *stage.bystanders)
     ego = driver.states()
-    if _collides((_car(ego), *actors)):
+    if _collides((ego_actor(ego), *actors)):
         return None
     distance = float(places[PAST, 0]) - stage.route.junction
     command = stage.route.command if COMMANDED[0] < distance < COMMANDED[1] else Command.STRAIGHT
@@ -173,7 +173,7 @@ def _actors(movers: Sequence[Mover], places: Float[np.ndarray, "V STEPS"]) -> li
     ]
 
 
-def _car(ego: Float[np.ndarray, "STEPS 11"]) -> Actor:
+def ego_actor(ego: Float[np.ndarray, "STEPS 11"]) -> Actor:
     """The person's car, as others meet it."""
     cosine, sine = cosine_sine(ego[:, StateIndex.HEADING])
     centre = ego[:, :3] + REAR_AXLE_TO_CENTRE * np.stack([cosine, sine, np.zeros(STEPS)], axis=1)

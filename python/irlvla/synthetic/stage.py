@@ -82,6 +82,13 @@ class Stage:
         """A pose beside the route."""
         return np.array(placed(self.path.poses(np.array([place]))[0], 0.0, left))
 
+    @property
+    def starts_at_red(self) -> bool:
+        """Whether the car would be at the first step where it must not be: beyond a stop line at red."""
+        lanes, signals = self.layout.roads.lanes, self.layout.roads.signals
+        red = any(signals[light].red[0] for lane in self.path.lanes if (light := lanes[lane].signal) is not None)
+        return red and self.first + 0.5 * LENGTH > self.route.junction - 1.0
+
     def take(self, lane: int, first: float, last: float) -> None:
         """Keep other vehicles off a stretch of a lane."""
         self.taken.setdefault(lane, []).append((first, last))

@@ -6,6 +6,7 @@ V vehicles, then those of them that may be in a second lane too, then O obstacle
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,7 @@ Mask = Bool[np.ndarray, " STEPS"]
 
 BRAKING, HARDEST = 2.0, 8.0  # comfortable and greatest deceleration [m/s^2]
 PULL = {Kind.VEHICLE: 1.5, Kind.BICYCLE: 0.8}  # greatest acceleration [m/s^2]
+BLEND = 2.0 * math.sqrt(PULL[Kind.VEHICLE] * BRAKING)  # of the intelligent driver model
 FIRM = 3.0  # who would have to brake harder than this does not stop for amber [m/s^2]
 SOON = 3.6  # time from when people are seen to come until they are in the way [s]
 HORIZON = 150.0  # what is further ahead does not matter [m]
@@ -210,10 +212,9 @@ class Traffic:
         """What the intelligent driver model and the rules of the road want of each vehicle [m/s^2]."""
         gap, speeds = self.gaps(step, place, speed)
         self._dismiss(step, gap, speed)
-        seen = (gap < HORIZON) & ~self.dismissed
-        rows, columns = np.nonzero(seen)
-        stopping = (seen & self.light).any(axis=1)
-        met, its_gap, its_speed = self.conflicts.gaps(place, speed, self.half, stopping)
+        gap[self.dismissed] = np.inf
+        rows, columns = np.nonzero(gap < HORIZON)
+        met, its_gap, its_speed = self.conflicts.gaps(place, speed, self.half, self._stopping(gap))
         share = speed / self._targets(place)
         share *= share
         wanted = np.maximum(self.pull * (1.0 - share * share), -FIRM)
@@ -229,9 +230,7 @@ class Traffic:
     def _following(self, rows: np.ndarray, speed: Array, other: Array, gap: Array, free: Array) -> Array:
         """Accelerations of vehicles behind something: those of the model, but not much below what avoids a collision."""
         closing = speed - other
-        desired = self.min_gap[rows] + np.maximum(
-            speed * (self.headway[rows] + closing / (2.0 * (PULL[Kind.VEHICLE] * BRAKING) ** 0.5)), 0.0
-        )
+        desired = self.min_gap[rows] + np.maximum(speed * (self.headway[rows] + closing / BLEND), 0.0)
         ratio = desired / np.maximum(gap, 0.1)
         closing = np.maximum(closing, 0.0)
         needed = closing * closing / (2.0 * np.maximum(gap - 1.0 - 0.5 * closing * self.delay[rows], 0.3))
@@ -247,8 +246,15 @@ class Traffic:
             room = np.maximum(gap - self.min_gap[:, None], 0.0)
             allowed = np.sqrt(speeds * speeds + 2.0 * EASE * room)
             allowed[:, :vehicles] = np.minimum(allowed[:, :vehicles], room[:, :vehicles] / (0.8 * self.headway[:, None]))
-            speed = np.where(np.isnan(given), np.minimum(speed, allowed.min(axis=1)), given)
+            slow = np.minimum(speed, allowed.min(axis=1))
+            rows, gap, its_speed = self.conflicts.gaps(place, slow, self.half, self._stopping(gap))
+            np.minimum.at(slow, rows, np.sqrt(its_speed * its_speed + 2.0 * EASE * np.maximum(gap - self.min_gap[rows], 0.0)))
+            speed = np.where(np.isnan(given), slow, given)
         return speed
+
+    def _stopping(self, gap: Float[np.ndarray, "V P"]) -> Bool[np.ndarray, " V"]:
+        """Who stops at a light."""
+        return np.asarray((self.light & (gap < HORIZON)).any(axis=1))
 
 
 def simulate(traffic: Traffic, person: Person) -> Float[np.ndarray, "STEPS V"]:
