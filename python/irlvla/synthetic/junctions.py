@@ -21,7 +21,7 @@ from irlvla.types import Command
 Mask = Bool[np.ndarray, " STEPS"]
 
 ZEBRA = (0.8, 3.8)  # behind the mouth [m]
-LAMP_HEIGHT = 5.2  # [m]
+LAMP_HEIGHT = 3.0  # as beside the road: higher ones leave the image before the car is at the stop line [m]
 AMBER, ALL_RED = 30, 15  # steps
 KERB = 1.5  # people wait so far from the road [m]
 SECTOR = math.radians(30.0)  # of a roundabout's ring, on either side of an arm, that is intersection
