@@ -726,3 +726,10 @@ def test_kills_at_random_moments(known: Registry, tmp_path: Path):
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         require_whole(tmp_path, policy)
+
+
+def test_an_authors_card_stays(known: Registry, saved: Path):
+    """What somebody wrote about a model is kept when the model is saved again."""
+    (saved / "README.md").write_text("precious")
+    save_pretrained(make_policy(known), saved)
+    assert (saved / "README.md").read_text() == "precious"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import importlib.util
@@ -689,3 +690,23 @@ def one_of_two() -> None:
         scheduler.step()
         assert scheduler.get_last_lr() == [0.5]  # one step, not one for each process
         assert (run.directory / "config.yaml").exists()
+
+
+def test_runs_that_start_together_have_their_own_directories():
+    """A directory is made where it is chosen, so that the next one is another."""
+    assert len({journal.choose_directory("sweep") for _ in range(5)}) == 5
+
+
+def test_an_empty_directory_name_is_refused():
+    with pytest.raises(ConfigError, match="out: must name a directory"), Run.start("train", TrainingConfig(out=Path(), device="cpu")):
+        pass
+
+
+def test_a_damaged_random_state_is_an_error():
+    """accelerate alone would pass over it, and the resumed run would draw other numbers."""
+    with contextlib.suppress(Kill):
+        train(TrainConfig(out=Path("run"), device="cpu"), kill_at(3))
+    state = next(Path("run/checkpoints/last/state").resolve().glob("random_states_0.pkl"))
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(FileError, match="is corrupt, or does not fit"):
+        train(TrainConfig(out=Path("run"), device="cpu", resume=True))

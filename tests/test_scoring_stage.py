@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,9 +19,10 @@ import torch
 import irlvla
 from golden_scenes import load
 from irlvla.checkpoint import save_pretrained
+from irlvla.components import require_plan
 from irlvla.configuration import read
 from irlvla.errors import ConfigError, ContractError, FileError, InputError
-from irlvla.registry import installed
+from irlvla.registry import build, installed
 from irlvla.stages import ScoreConfig, score
 from irlvla.types import METRICS, Plan, Scene
 from plugins_for_tests import Site, empty_site
@@ -366,3 +368,16 @@ def test_a_damaged_file_among_others(run: Callable[..., Path], data: Path, tmp_p
     assert "b.safetensors is corrupt" in str(caught.value)
     assert "Traceback" not in str(caught.value)
     assert not Path("run-0/scores.csv").exists()
+
+
+def test_scores_of_another_shape_are_refused() -> None:
+    """They would choose another proposal than the one that the planner means."""
+    poses = torch.zeros(2, 3, 8, 3)
+    for scores, given in ((torch.zeros(2, 4), "shape (2, 4)"), (torch.full((2, 3), torch.nan), "NaN")):
+        with pytest.raises(ContractError, match=re.escape(f"Plan.score must be of shape (2, 3) without NaN, got {given}")):
+            require_plan(Plan(poses, score=scores), 2, 3, build("planner", "constant_velocity", width=8))
+
+
+def test_a_metric_is_listed_once(run: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match="epdms is listed twice"):
+        run(planner="constant_velocity", metrics=["epdms", "epdms"])

@@ -69,7 +69,8 @@ class Wheel(irlvla.Planner):
         return self.linear(features.status).unflatten(1, (1, 8, 3))
 
     def loss(self, features: Any, human: Any) -> Any:
-        return {"distance": (self.mean(features)[:, 0] - human.poses).square().mean()}
+        errors = self.mean(features)[:, 0] - human.poses.nan_to_num()
+        return {"distance": errors.square().where(~human.poses.isnan(), 0.0).mean()}
 
     def sample(self, features: Any, k: int, *, generator: Any = None) -> Any:
         mean = self.mean(features).expand(-1, k, -1, -1)

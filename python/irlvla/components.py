@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 import pydantic
 import torch
@@ -36,7 +36,10 @@ class Config(pydantic.BaseModel):
     @classmethod
     def _no_flag_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         """YAML reads a bare yes as true, which pydantic would take for 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+        field = cls.model_fields[str(info.field_name)].annotation
+        accepted = set(get_args(field)) or {field}
+        flags = value if isinstance(value, list | tuple) else [value]
+        if accepted & {int, float} and bool not in accepted and any(isinstance(one, bool) for one in flags):
             raise ValueError("must be a number")
         return value
 
@@ -225,3 +228,6 @@ def require_plan(plan: Plan, batch: int, k: int, planner: Planner) -> None:
         raise ContractError(
             f"{planner}: sample(features, k={k}) for {batch} scenes must return poses of shape ({batch}, {k}, T, 3), got {shape}"
         )
+    if plan.score is not None and (tuple(plan.score.shape) != (batch, k) or bool(plan.score.isnan().any())):
+        given = "NaN" if tuple(plan.score.shape) == (batch, k) else f"shape {tuple(plan.score.shape)}"
+        raise ContractError(f"{planner}: Plan.score must be of shape ({batch}, {k}) without NaN, got {given}")

@@ -144,7 +144,7 @@ def _assign(settings: Any, info: FieldInfo | None, steps: list[str], value: Any,
         return value
     (step, *rest), path = steps, f"{where}.{steps[0]}".lstrip(".")
     if isinstance(settings, list):
-        if not step.isdigit() or int(step) >= len(settings):
+        if not re.fullmatch("[0-9]+", step) or int(step) >= len(settings):
             raise ConfigError(f"{path}: {where} has {len(settings)} items, counted from 0; to set all, write {where}=[...]")
         settings[int(step)] = _assign(settings[int(step)], info, rest, value, path)
         return settings

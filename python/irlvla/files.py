@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import glob
+import hashlib
 import os
 import secrets
 import shutil
@@ -100,7 +101,9 @@ def link(path: Path, target: str) -> None:
 
 
 def _prefix(name: str) -> str:
-    return f".irlvla-{name[:32]}-"  # not longer than a file system takes
+    if len(name) > 32:  # not longer than a file system takes, and names that begin alike stay apart
+        name = f"{name[:15]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return f".irlvla-{name}-"
 
 
 def _beside(path: Path) -> Path:

@@ -289,7 +289,7 @@ class Batch:
         except Exception as error:
             raise FileError(f"{path} is not a whole {cls.__name__} file ({error}); write it again with {cls.__name__}.save") from error
         if kind != cls.__name__:
-            raise FileError(f"{path} holds {kind or 'something else'!r}, not {cls.__name__!r}")
+            raise FileError(f"{path} holds {kind or 'something else'!r:.80}, not {cls.__name__!r}")
         checksum, _, fields = rest.partition(" ")
         if not mapped and checksum != _checksum(fields, tensors):
             raise FileError(f"{path} is corrupt: its content does not match its checksum; write it again with {cls.__name__}.save")

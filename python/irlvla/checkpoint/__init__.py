@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,8 @@ def save_pretrained(model: Policy | Component, folder: str | os.PathLike[str]) -
     for part in parts(model).values():
         _require_tensors(part)
     with whole_folder(folder) as new:
+        if (card := folder / CARD).is_file():
+            shutil.copy2(card, new / CARD)  # its author's
         _write_weights(model, new / WEIGHTS)
         Manifest.of(model, new / WEIGHTS).write(new)
     return folder

@@ -22,6 +22,7 @@ import irlvla
 from irlvla.components import Component, Config, Policy
 from irlvla.errors import ContractError, FileError, InputError, IrlvlaError, PluginError
 from irlvla.registry import Plugin, installed, kind_of
+from irlvla.registry.explanation import names_one
 
 CONFIG = "config.json"
 WEIGHTS: Final = "model.safetensors"
@@ -184,6 +185,9 @@ def _chosen(kind: str | None, value: Any) -> Iterator[Plugin]:
             yield from _chosen(kind_of(info), getattr(value, name))
     elif isinstance(value, list | tuple):
         for item in value:
+            yield from _chosen(kind, item)
+    elif isinstance(value, Mapping) and not (kind and names_one(value)):
+        for item in value.values():
             yield from _chosen(kind, item)
     elif kind is not None and isinstance(value, Mapping):
         entry = installed().find(kind, value["name"])

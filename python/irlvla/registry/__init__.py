@@ -229,6 +229,8 @@ class Registry:
             return value.model_copy(update=self._fill_fields(type(value), dict(value), where))
         if kind and names_one(value):
             return self.configure(kind, value, where)
+        if isinstance(value, dict):
+            return self._fill_all([(key, kind, item) for key, item in value.items()], where)
         return value
 
 

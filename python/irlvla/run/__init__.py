@@ -28,6 +28,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadcast_object_list, set_seed
+from accelerate.utils.other import load
 from pydantic import BeforeValidator, Field
 from torch import Generator, Tensor, distributed, nn
 
@@ -122,6 +123,8 @@ class Run:
         if out is None:
             out = self._from_main(journal.choose_directory(self.stage) if self.is_main else None)
         out = out.expanduser()
+        if out == Path():
+            raise ConfigError("out: must name a directory, got nothing; leave it out for runs/STAGE-DATE-TIME")
         if (out / journal.CONFIG).exists() and not self.config.resume:
             raise ConfigError(f"{out} holds a run already. Choose another out=DIRECTORY, or continue that run with resume=true")
         return out
@@ -248,6 +251,8 @@ class Run:
         if before != now:
             warnings.warn(f"{folder} is of {before} processes, and this run has {now}: it will differ from an unbroken one", stacklevel=3)
         try:
+            if (random := folder / f"random_states_{self._accelerator.process_index}.pkl").exists():
+                load(random)  # accelerate itself passes over one that it cannot read
             self._accelerator.load_state(str(folder))  # it unpickles tensors and plain data alone (weights_only)
         except Exception as error:
             raise FileError(f"{folder} is corrupt, or does not fit what is resumed: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -22,11 +23,18 @@ CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.jsonl
 def choose_directory(stage: str) -> Path:
     """A directory for a new run, of which there is none yet: runs/STAGE-DATE-TIME."""
     name = f"{stage}-{datetime.now():%Y%m%d-%H%M%S}"
-    directory, again = Path("runs", name), 1
-    while directory.exists():
-        again += 1
-        directory = Path("runs", f"{name}-{again}")
-    return directory
+    for again in itertools.count(1):
+        directory = Path("runs", name if again == 1 else f"{name}-{again}")
+        try:
+            directory.mkdir(parents=True)  # made here, so that no other run that starts now takes it
+        except FileExistsError:
+            if Path("runs").is_dir():
+                continue
+            raise FileError("the run directory runs cannot be made: it is a file") from None
+        except OSError as error:
+            raise FileError(f"the run directory {directory} cannot be made: {error.strerror}") from error
+        return directory
+    raise AssertionError
 
 
 def read_previous(directory: Path, stage: str, config: Config, free: Collection[str]) -> dict[str, Any] | None:

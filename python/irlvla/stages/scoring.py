@@ -58,6 +58,9 @@ def score(config: ScoreConfig) -> Path:
         FileError: there is no such data, checkpoint or file of plans.
         InputError: there are no scenes, or plans are not of these.
     """
+    twice = {spec["name"] for spec in config.metrics if [other["name"] for other in config.metrics].count(spec["name"]) > 1}
+    if twice:
+        raise ConfigError(f"metrics: {sorted(twice)[0]} is listed twice, and would give columns of the same names")
     dataset: Dataset = build("dataset", config.data)
     metrics: list[Metric] = [build("metric", spec) for spec in config.metrics]
     if not len(dataset):
@@ -113,6 +116,12 @@ def _read_plans(path: Path, scenes: int, candidates: int) -> Plan:
     plan = Plan.load(path)
     if plan.poses.ndim != 4 or len(plan) != scenes:
         raise InputError(f"{path} holds poses of shape {tuple(plan.poses.shape)}; the {scenes} scenes need ({scenes}, K, T, 3)")
+    if bad := (~plan.poses.isfinite()).flatten(2).any(-1).nonzero().tolist():
+        raise InputError(f"{path}: plan {bad[0][1]} of scene {bad[0][0]} (both from 0) holds NaN or infinity")
+    if plan.score is not None and (plan.score.shape != plan.poses.shape[:2] or bool(plan.score.isnan().any())):
+        raise InputError(
+            f"{path}: the scores must be of shape {tuple(plan.poses.shape[:2])}, without NaN; they are {tuple(plan.score.shape)}"
+        )
     if candidates not in (1, plan.poses.shape[1]):
         raise ConfigError(f"candidates={candidates}: {path} holds {plan.poses.shape[1]} plans per scene, and all are taken")
     return plan

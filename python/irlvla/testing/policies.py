@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from irlvla.testing.subject import (
     Skip,
     Subject,
     difference,
+    listed,
     require,
     require_finite,
     require_same,
@@ -162,6 +164,19 @@ def keeps_plans_apart(subject: Subject) -> None:
     return None
 
 
+def does_without_humans(subject: Subject) -> None:
+    """Leave scenes out of loss() where human.poses is NaN: none was recorded. Take means over what there is."""
+    component, given = subject.build().train(), subject.example()
+    for rows in (slice(0, 1), slice(None)):
+        given.human.poses[rows] = math.nan
+        if (objective := learn_to_drive(component, given)).requires_grad:
+            objective.backward()
+    bad = [
+        name for name, parameter in component.named_parameters() if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+    ]
+    require(not bad, f"a scene without human drive makes the gradient of {listed(bad)} NaN or infinite")
+
+
 def log_prob_fits_the_sample(subject: Subject) -> None:
     """Return "B K D" from log_prob(features, plan), computed from these two alone: before an update the ratio to its old value is 1."""
     component, given = subject.build(), subject.example()
@@ -221,6 +236,7 @@ PLANNING = Kit(
         *BEHAVIOUR,
         keeps_plans_apart,
         *TRAINING,
+        does_without_humans,
         log_prob_fits_the_sample,
         log_prob_prefers_own_samples,
         log_prob_can_be_trained,

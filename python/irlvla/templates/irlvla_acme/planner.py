@@ -31,7 +31,9 @@ class AcmeGaussian(irlvla.Planner):
         return Normal(straight + self.mlp(features.status).unflatten(1, (POSES, 3)), deviation)
 
     def loss(self, features: irlvla.Features, human: irlvla.Trajectory) -> dict[str, Tensor]:
-        return {"imitation": (self.distribution(features).mean - human.poses).abs().mean()}
+        known = ~human.poses.isnan()  # none was recorded where it is NaN
+        errors = (self.distribution(features).mean - human.poses.nan_to_num()).abs()
+        return {"imitation": (errors * known).sum() / known.sum().clamp(min=1)}
 
     def sample(self, features: irlvla.Features, k: int, *, generator: Generator | None = None) -> irlvla.Plan:
         poses = self.distribution(features)

@@ -92,4 +92,4 @@ def _count(file: Path) -> int:
                 return stream.get_slice("time_us").get_shape()[0]
     except Exception as error:
         raise FileError(f"{file} is not a whole file of scenes ({error}); write it again with Scene.save") from error
-    raise FileError(f"{file} holds {kind!r}, not {Scene.__name__!r}; give a path with scenes only")
+    raise FileError(f"{file} holds {kind!r:.80}, not {Scene.__name__!r}; give a path with scenes only")
