@@ -8,13 +8,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from irlvla import FileError, InputError, Plan, build, cli, epdms, golden
-from irlvla.images import read_image
+from irlvla.images import distort, read_image
 from irlvla.pictures import KIND_COLOURS, draw_scene, failures, project_onto, score_colour
 from irlvla.records import Record, RecordDataset, record
 from irlvla.registry import Entry, Plugin, installed
@@ -212,3 +213,20 @@ def test_jpegs_are_read_as_they_were_written(tmp_path: Path) -> None:
         read_image(stream.getvalue()[:50], (32, 64), lens)
     with pytest.raises(FileError, match="does not exist"):
         read_image(tmp_path / "none.jpg", (32, 64), lens)
+
+
+def test_lenses_are_undone_to_the_pixel() -> None:
+    """A dot where a distorting lens shows a point of the world lies, in the pinhole image, where its intrinsics say."""
+    lens = np.array([[1545.0, 0.0, 960.0], [0.0, 1545.0, 560.0], [0.0, 0.0, 1.0]])
+    brown = np.array([-0.356123, 0.172545, -0.00213, 0.000464, -0.05231])  # NAVSIM's
+    for ray in ((0.0, 0.0), (0.3, 0.1), (-0.4, -0.05), (0.45, 0.2)):
+        u, v = lens[:2, :2] @ distort(np.array(ray), brown) + lens[:2, 2]
+        rows, columns = np.mgrid[:1080, :1920]
+        dot = np.exp(-((columns - u) ** 2 + (rows - v) ** 2) / (2 * 6.0**2)) * 255
+        stream = io.BytesIO()
+        Image.fromarray(np.repeat(dot[..., None], 3, -1).astype(np.uint8)).save(stream, "PNG")
+        pixels, fitted = read_image(stream.getvalue(), (256, 704), lens, brown)
+        weight = pixels[0].double().numpy()
+        height, width = np.mgrid[:256, :704]
+        found = np.array([(weight * width).sum(), (weight * height).sum()]) / weight.sum()
+        assert found == pytest.approx(fitted[:2, :2] @ np.array(ray) + fitted[:2, 2], abs=0.3)
