@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from irlvla.pdm import pdm_closed
+from irlvla.records import Agent, Polygon, pack
 from irlvla.synthetic.angles import Array, cosine_sine_of, wrap
 from irlvla.synthetic.cameras import Rig, render
 from irlvla.synthetic.scenarios import make_worlds
-from irlvla.synthetic.world import PAST, STEP, Lane, World
+from irlvla.synthetic.world import PAST, STEP, STEPS, Lane, World
 from irlvla.types import STEPS as SCORED
 from irlvla.types import Layer, Observation, Scene, StateIndex
 
@@ -49,58 +50,37 @@ def to_scenes(worlds: Iterable[World], *, reference: bool = True) -> Scene:
 def to_scene(world: World, *, reference: bool = True) -> Scene:
     """A batch of one. History and route are as NAVSIM has them; the steering angle is known, which it is not there."""
     now = world.ego[PAST]
-    agents, centerline = world.actors, route_line(world)
-    scene = Scene(
-        token=(world.token,),
-        time_us=torch.tensor([TIME]),
-        ego=_row(now),
-        history_time_us=torch.from_numpy(TIME + np.rint((FRAMES - PAST) * (STEP * 1e6)).astype(np.int64))[None],
-        history=_row(world.ego[FRAMES, :LOGGED]),
-        human=_row(in_frame(world.ego[POSES, :3], now)),
+    scene = pack(
+        token=world.token,
+        time_us=TIME,
+        ego=now,
+        history_time_us=TIME + np.rint((FRAMES - PAST) * (STEP * 1e6)).astype(np.int64),
+        history=world.ego[FRAMES, :LOGGED],
+        agents=[Agent(actor.name, actor.kind, actor.size[:2], actor.valid[PAST:], actor.state[PAST:]) for actor in world.actors],
+        polygons=list(_polygons(world)),
+        centerline=route_line(world),
+        human=in_frame(world.ego[POSES, :3], now),
         human_dt=EVERY * STEP,
-        human_values=None,
-        reference=torch.full((1, SCORED, 3), torch.nan, dtype=torch.float64),
-        previous_time_us=torch.tensor([TIME - round(EVERY * STEP * 1e6)]),
-        previous_ego=_row(world.ego[PAST - EVERY]),
-        speed_limit=torch.tensor([lane_now(world).speed_limit], dtype=torch.float64),
-        agent_offsets=torch.tensor([0, len(agents)]),
-        agent_token=tuple(actor.name for actor in agents),
-        agent_kind=torch.tensor([int(actor.kind) for actor in agents], dtype=torch.int64),
-        agent_size=torch.tensor([actor.size[:2] for actor in agents], dtype=torch.float64).reshape(len(agents), 2),
-        agent_valid=torch.from_numpy(np.array([actor.valid[PAST:] for actor in agents]).reshape(len(agents), -1)),
-        agent_state=torch.from_numpy(np.array([actor.state[PAST:] for actor in agents])),
-        centerline_offsets=torch.tensor([0, len(centerline)]),
-        centerline=torch.from_numpy(centerline),
-        **_map(world),
+        previous_time_us=TIME - round(EVERY * STEP * 1e6),
+        previous_ego=world.ego[PAST - EVERY],
+        speed_limit=lane_now(world).speed_limit,
+        steps=STEPS - PAST,
     )
     return dataclasses.replace(scene, reference=pdm_closed(scene)) if reference else scene
 
 
-def _map(world: World) -> dict[str, Tensor]:
-    """Polygons and lights of a scene. Roadblocks of connectors are not drivable by themselves: the intersection is."""
+def _polygons(world: World) -> Iterator[Polygon]:
+    """Lanes with the lights of the route, then what is drivable. Roadblocks of connectors are not by themselves: the intersection is."""
     roads = world.roads
-    blocks = sorted({lane.roadblock for lane in roads.lanes if lane.layer == Layer.LANE})
-    layers = {
-        Layer.ROADBLOCK: [roads.roadblocks[block] for block in blocks], Layer.INTERSECTION: roads.intersections,
-        Layer.CARPARK: roads.carparks,
-    }  # fmt: skip
-    rings = [*(lane.polygon for lane in roads.lanes), *(ring for group in layers.values() for ring in group)]
-    kinds = [*(lane.layer for lane in roads.lanes), *(layer for layer, group in layers.items() for _ in group)]
     route = {roads.lanes[lane].roadblock for lane in world.route}
-    routed = [lane.roadblock in route for lane in roads.lanes]
-    lights = [(row, roads.signals[lane.signal]) for row, lane in enumerate(roads.lanes) if routed[row] and lane.signal is not None]
-    red = np.array([signal.red[PAST : PAST + SCORED] for _, signal in lights], dtype=bool).reshape(len(lights), SCORED)
-    return {
-        "polygon_offsets": torch.tensor([0, len(rings)]),
-        "polygon_layer": torch.tensor([int(kind) for kind in kinds]),
-        "polygon_on_route": torch.tensor(routed + [False] * (len(rings) - len(routed))),
-        "ring_offsets": torch.arange(len(rings) + 1),
-        "point_offsets": torch.tensor([0, *map(len, rings)]).cumsum(0),
-        "points": torch.from_numpy(np.concatenate(rings)),
-        "light_offsets": torch.tensor([0, len(lights)]),
-        "light_polygon": torch.tensor([row for row, _ in lights], dtype=torch.int64),
-        "light_red": torch.from_numpy(red),
-    }
+    for lane in roads.lanes:
+        routed = lane.roadblock in route
+        red = roads.signals[lane.signal].red[PAST : PAST + SCORED] if routed and lane.signal is not None else None
+        yield Polygon(lane.layer, [lane.polygon], routed, red)
+    for block in sorted({lane.roadblock for lane in roads.lanes if lane.layer == Layer.LANE}):
+        yield Polygon(Layer.ROADBLOCK, [roads.roadblocks[block]])
+    for layer, rings in ((Layer.INTERSECTION, roads.intersections), (Layer.CARPARK, roads.carparks)):
+        yield from (Polygon(layer, [ring]) for ring in rings)
 
 
 def to_observation(world: World, rig: Rig | None = None, size: tuple[int, int] = (256, 704)) -> Observation:
