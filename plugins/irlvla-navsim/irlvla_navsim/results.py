@@ -14,18 +14,9 @@ import yaml
 
 from irlvla import Epdms, FileError, InputError
 from irlvla.files import write_whole
+from irlvla.golden import OFFICIAL
 
-COLUMNS = (
-    "no_at_fault_collisions",
-    "drivable_area_compliance",
-    "driving_direction_compliance",
-    "traffic_light_compliance",
-    "ego_progress",
-    "time_to_collision_within_bound",
-    "lane_keeping",
-    "history_comfort",
-    "two_frame_extended_comfort",
-)  # the devkit's names of irlvla.METRICS
+COLUMNS = (*OFFICIAL[:8], "two_frame_extended_comfort")  # names of irlvla.METRICS in result tables
 
 
 def write_results(path: Path, tokens: Sequence[str], result: Epdms) -> Path:
