@@ -378,7 +378,7 @@ def test_help(command: tuple[str, ...]) -> None:
 
 def test_there_is_no_command_without_its_stage() -> None:
     names = {name for name, *_ in COMMANDS}
-    assert names == {"conformance", "doctor", "plugins", "score"}
+    assert names == {"conformance", "convert", "doctor", "plugins", "score", "show"}
     assert {rest[0] for name, *rest in COMMANDS if name == "plugins" and rest} == {"list", "check", "new"}
 
 
