@@ -7,45 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import Field
 
-from irlvla import Config, ConfigError, FileError
+from irlvla import ConfigError, FileError
 from irlvla.errors import did_you_mean
 from irlvla.records import Record, RecordDataset, record
 from irlvla_navsim.caches import find_caches, read_cache
 from irlvla_navsim.frames import Frame, read_log, read_synthetic
 from irlvla_navsim.maps import find_map, read_map
 from irlvla_navsim.scenes import Window, make_scene
-
-
-class SceneFilter(Config):
-    """Which windows of the logs: the fields of the devkit's scene filters, so that its YAML files can be given as they are."""
-
-    num_history_frames: int = Field(default=4, ge=4, description="frames up to the present one")
-    num_future_frames: int = Field(default=10, ge=8, description="frames after it")
-    frame_interval: int | None = Field(default=None, ge=1, description="frames from one window to the next; null = as long as a window")
-    has_route: bool = Field(default=True, description="leave out windows without a route")
-    max_scenes: int | None = Field(default=None, ge=1, description="at most so many; null = all")
-    log_names: tuple[str, ...] | None = Field(default=None, description="only these logs; null = all")
-    tokens: frozenset[str] | None = Field(default=None, description="only windows whose present frame is one of these; null = all")
-
-    @property
-    def length(self) -> int:
-        return self.num_history_frames + self.num_future_frames
-
-
-def read_filter(path: Path) -> SceneFilter:
-    """A scene filter of the devkit (`scene_filter/navtest.yaml`); what does not concern the first stage is ignored."""
-    try:
-        fields = yaml.safe_load(path.read_text())
-        known = {name: value for name, value in fields.items() if name in SceneFilter.model_fields}
-        return SceneFilter.model_validate(known)
-    except FileNotFoundError as error:
-        near = did_you_mean(path.name, (file.name for file in path.parent.glob("*.yaml")))
-        raise FileError(f"the scene filter {path} does not exist. {near}".rstrip()) from error
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise FileError(f"{path} is no scene filter: {error}") from error
+from irlvla_navsim.splits import SceneFilter, SplitName, read_filter, read_split
 
 
 class NavsimDataset(RecordDataset):
@@ -55,13 +26,17 @@ class NavsimDataset(RecordDataset):
         logs: Path = Field(description="a folder of logs (navsim_logs/SPLIT), or one log (.pkl)")
         maps: Path = Field(description="the folder of nuPlan's maps (CITY/VERSION/map.gpkg)")
         sensors: Path | None = Field(None, description="the sensor blobs of the split; null = without images")
-        filter: Path | None = Field(None, description="a scene filter of the devkit (YAML); null = the fields of `windows`")
-        windows: SceneFilter = Field(default=SceneFilter(), description="which windows, where no filter file is given")
+        split: SplitName | None = Field(None, description="an official split; of two-stage ones the first stage")
+        filter: Path | None = Field(None, description="instead of a split: a scene filter of the devkit (YAML)")
+        windows: SceneFilter = Field(default=SceneFilter(), description="which windows, where neither is given")
 
     def __init__(self, config: Any) -> None:
         """Raises `FileError` if a folder is missing, a log is damaged, or no window is left."""
         super().__init__(config)
-        self.filter = config.windows if config.filter is None else read_filter(Path(config.filter))
+        if config.split is not None and config.filter is not None:
+            raise ConfigError(f"split={config.split} and filter={config.filter}: give one of them")
+        own = config.windows if config.filter is None else read_filter(Path(config.filter))
+        self.filter = own if config.split is None else read_split(config.split)
         self.index = [(path, start) for path in _logs(Path(config.logs), self.filter) for start in _starts(path, self.filter)]
         self.index = self.index[: self.filter.max_scenes]
         if not self.index:

@@ -20,12 +20,13 @@ import irlvla
 from irlvla import FileError, Layer, Scene
 from irlvla.records import Record
 from irlvla.shards import Shards, ShardWriter, with_reference
-from irlvla_navsim.dataset import NavsimDataset, read_filter
+from irlvla_navsim.dataset import NavsimDataset
 from irlvla_navsim.frames import read_log
 from irlvla_navsim.maps import find_map, read_map
 from irlvla_navsim.pickles import read_pickle
 from irlvla_navsim.routes import corrected
 from irlvla_navsim.scenes import Window, make_scene
+from irlvla_navsim.splits import SPLITS, read_filter, read_split
 
 PRESENT = 5  # frame index of the scene that most tests look at
 
@@ -76,6 +77,25 @@ def test_filters_of_the_devkit(root: Path, tmp_path: Path) -> None:
         dataset(root, windows={"log_names": ["another"]})
     with pytest.raises(FileError, match="no window"):
         dataset(root, windows={"num_future_frames": 40})
+
+
+def test_official_splits(root: Path) -> None:
+    """Their sizes are those that NAVSIM publishes."""
+    sizes = {name: (len(read_split(name).tokens or ()), len(read_split(name).log_names or ())) for name in SPLITS}
+    assert sizes == {
+        "navtrain": (103288, 1192),
+        "navtest": (12146, 136),
+        "navmini": (396, 62),
+        "navhard_two_stage": (450, 76),
+        "warmup_two_stage": (16, 7),
+    }
+    assert read_split("navtest").length == 14
+    assert read_split("navhard_two_stage").num_future_frames == 8
+    assert read_split("navmini").frame_interval is None
+    with pytest.raises(irlvla.ConfigError, match="give one of them"):
+        dataset(root, split="navtest", filter="x.yaml")
+    with pytest.raises(irlvla.ConfigError, match="holds no log"):
+        dataset(root, split="navtest")
 
 
 # -- fields ------------------------------------------------------------------------------------------------------------

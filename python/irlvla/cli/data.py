@@ -33,7 +33,7 @@ def convert(
 
       irlvla convert av2 shards/ path=/data/av2/val
 
-      irlvla convert navsim shards/ logs=navsim_logs/test maps=maps sensors=sensor_blobs/test filter=navtest.yaml --workers 8
+      irlvla convert navsim shards/ logs=navsim_logs/test maps=maps sensors=sensor_blobs/test split=navtest --workers 8
     """
     from irlvla import configuration
     from irlvla.stages import ConvertConfig
