@@ -75,6 +75,13 @@ def pdm_closed(scenes: Scene) -> Float[Tensor, "B 41 3"]:
     return plans.to(scenes.device)
 
 
+def reference_plans(scenes: Scene) -> Float[Tensor, "B 41 3"]:
+    """What progress is measured against: `Scene.reference`, and the PDM-Closed plan of the scenes that carry none."""
+    reference = scenes.reference.double()
+    missing = reference.isnan().flatten(1).any(1).nonzero()[:, 0]
+    return reference.index_put((missing,), pdm_closed(scenes[missing.cpu()]).to(reference)) if len(missing) else reference
+
+
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 

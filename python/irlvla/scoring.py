@@ -179,13 +179,9 @@ def _reference(scenes: Scene) -> Tensor:
     """The PDM-Closed plan of each scene; computed for scenes that carry none."""
     reference = ops.as_tensor(scenes.reference, "scenes.reference")
     ops.require_shape(reference, "scenes.reference", len(scenes.token), STEPS, 3)
-    missing = reference.isnan().flatten(1).any(1)
-    if not bool(missing.any()):
-        return reference
-    from irlvla.pdm import pdm_closed
+    from irlvla.pdm import reference_plans
 
-    rows = missing.nonzero()[:, 0]
-    return reference.index_put((rows,), pdm_closed(scenes[rows.cpu()]).to(reference))
+    return reference_plans(scenes)
 
 
 def _constant_velocity(scenes: Scene) -> Scene:

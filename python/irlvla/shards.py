@@ -22,7 +22,7 @@ from typing import Any
 from irlvla import __version__
 from irlvla.errors import FileError
 from irlvla.files import write_whole
-from irlvla.pdm import pdm_closed
+from irlvla.pdm import reference_plans
 from irlvla.records import Record
 from irlvla.types import Scene
 
@@ -163,9 +163,4 @@ class ShardWriter:
 
 def with_reference(scenes: Scene) -> Scene:
     """The scenes, with the PDM-Closed plan where they carry none."""
-    missing = scenes.reference.isnan().flatten(1).any(1)
-    if not missing.any():
-        return scenes
-    reference = scenes.reference.clone()
-    reference[missing] = pdm_closed(scenes[missing]).to(reference)
-    return dataclasses.replace(scenes, reference=reference)
+    return dataclasses.replace(scenes, reference=reference_plans(scenes))

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from irlvla import components
 from irlvla.errors import InputError
-from irlvla.pdm import pdm_closed
+from irlvla.pdm import reference_plans
 from irlvla.types import STEP, Features, Plan, Scene, Trajectory
 
 
@@ -43,9 +43,7 @@ class PdmClosedPlanner(components.Planner):
 
 def _reference(scene: Scene) -> Float[Tensor, "B 41 3"]:
     """The PDM-Closed plans in the map frame; computed where the scenes carry none."""
-    reference = scene.reference.double()
-    missing = reference.isnan().flatten(1).any(1).nonzero()[:, 0]
-    reference = reference.index_put((missing,), pdm_closed(scene[missing]))
-    if unroutable := [scene.token[row] for row in missing.tolist() if reference[row].isnan().any()]:
+    reference = reference_plans(scene)
+    if unroutable := [token for token, plan in zip(scene.token, reference, strict=True) if plan.isnan().any()]:
         raise InputError(f"PDM-Closed has no plan where there is no centreline: {', '.join(map(repr, unroutable))}")
     return reference
