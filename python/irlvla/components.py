@@ -125,6 +125,12 @@ class Planner(Component, nn.Module, ABC):
 
     kind = "planner"
 
+    def fit(self, human: Trajectory) -> None:
+        """Take from many human drives, "N T 3", what is not learnt by gradient (anchors, scales) and keep it in buffers.
+
+        Called once, before imitation begins. Nothing by default.
+        """
+
     @abstractmethod
     def loss(self, features: Features, human: Trajectory) -> dict[str, Float[Tensor, ""]]:
         """Imitation losses by name, weighted; the stage minimises their sum. Empty for a planner that does not learn."""

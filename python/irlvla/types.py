@@ -488,6 +488,7 @@ class Features(Batch):
 
     observation: Observation
     bev: Float[Tensor, "B D X Y"] | None = None  # bird's-eye-view grid: X along ego x (forward), Y along ego y (left)
+    bev_range: Float[Tensor, "B 4"] | None = None  # what it covers: least x, greatest x, least y, greatest y [m, ego frame]
     agents: Float[Tensor, "B N D"] | None = None
     agents_valid: Bool[Tensor, "B N"] | None = None
     map: Float[Tensor, "B M D"] | None = None
