@@ -31,10 +31,10 @@ def sample_bev(
     """The grid at points of the ego frame [m], bilinear between the centres of its cells, zero outside of what it covers."""
     low, high = bev_range[:, 0::2], bev_range[:, 1::2]  # x, y
     flat = points.flatten(1, -2)
-    places = ((flat - low[:, None]) / (high - low)[:, None] * 2.0 - 1.0).to(bev.dtype)
+    places = ((flat - low[:, None]) / (high - low)[:, None] * 2.0 - 1.0).float()  # in half precision a point would move by decimetres
     # grid_sample calls the last axis x: here that is ego y.
-    found = nn.functional.grid_sample(bev, places.flip(-1)[:, :, None], align_corners=False)
-    return found[..., 0].transpose(1, 2).unflatten(1, points.shape[1:-1])
+    found = nn.functional.grid_sample(bev.float(), places.flip(-1)[:, :, None], align_corners=False)
+    return found[..., 0].transpose(1, 2).unflatten(1, points.shape[1:-1]).to(bev.dtype)
 
 
 class Attention(nn.Module):
