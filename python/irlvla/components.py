@@ -80,7 +80,8 @@ class Component:
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.config = config
+        self.config = config  #: what rebuilds it: a component that read pretrained weights puts one here that does not read them again
+        self.built_with = config
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -145,7 +145,7 @@ class Registry:
                 raise ContractError(forgetful) from error
             error.add_note(f"while building {entry}")
             raise
-        if getattr(component, "config", None) is not config:
+        if getattr(component, "built_with", None) is not config:
             raise ContractError(forgetful)
         component.label, component.runtime = str(entry), runtime
         return component
