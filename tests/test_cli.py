@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 import irlvla
 from golden_scenes import load
-from irlvla import cli
+from irlvla import cli, zoo
 from irlvla.cli.tables import print_table
 from irlvla.configuration import read
 from irlvla.stages import ScoreConfig
@@ -103,9 +103,10 @@ def refusal(result: Result) -> str:
 
 # -- mistakes in a configuration ---------------------------------------------------------------------------------------
 
+PLANNERS = ", ".join(sorted(zoo.irlvla_planners()))
 MISTAKES = {  # what the message must say: the place, what was given, what is accepted, the nearest name
-    "planner=constant_velocty": ["no planner named 'constant_velocty'. Did you mean 'constant_velocity'?", "constant_velocity, pdm_closed"],
-    "planner.name=pdm": ["no planner named 'pdm'", "constant_velocity, pdm_closed"],
+    "planner=constant_velocty": ["no planner named 'constant_velocty'. Did you mean 'constant_velocity'?", PLANNERS],
+    "planner.name=pdm": ["no planner named 'pdm'", PLANNERS],
     "candidats=3": ["candidats: there is no such field. Did you mean 'candidates'? Fields: out, device, seed, "],
     "data.privilegd=true": [
         f"data.privilegd: dataset 'scenes' (irlvla {irlvla.__version__}) has no such field",
@@ -330,7 +331,7 @@ def test_an_error_of_irlvla_itself_is_blamed_on_nobody(
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("irlvla.stages.scoring._measure", broken)
+    monkeypatch.setattr("irlvla.stages.scoring.measure", broken)
     result = run(*moody)
     assert isinstance(result.exception, ZeroDivisionError)
     assert "plugin" not in result.stderr
@@ -378,7 +379,7 @@ def test_help(command: tuple[str, ...]) -> None:
 
 def test_there_is_no_command_without_its_stage() -> None:
     names = {name for name, *_ in COMMANDS}
-    assert names == {"conformance", "convert", "doctor", "plugins", "score", "show"}
+    assert names == {"conformance", "convert", "cost", "doctor", "imitate", "plugins", "score", "show"}
     assert {rest[0] for name, *rest in COMMANDS if name == "plugins" and rest} == {"list", "check", "new"}
 
 

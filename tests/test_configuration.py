@@ -85,7 +85,7 @@ class Recipe(Config):
 
 DATA = {"data": "/data"}
 SPLINE = {"name": "spline", "knots": 4, "spread": 0.5}
-NAMES = "constant_velocity, ensemble, pdm_closed, plain, spline"
+NAMES = "constant_velocity, diffusion, ensemble, flow, gaussian, human, pdm_closed, plain, spline, vocabulary"
 OWNER = "planner 'spline' (irlvla-acme 0.3.1)"
 
 

@@ -126,12 +126,6 @@ class Planner(Component, nn.Module, ABC):
 
     kind = "planner"
 
-    def fit(self, human: Trajectory) -> None:
-        """Take from many human drives, "N T 3", what is not learnt by gradient (anchors, scales) and keep it in buffers.
-
-        Called once, before imitation begins. Nothing by default.
-        """
-
     @abstractmethod
     def loss(self, features: Features, human: Trajectory) -> dict[str, Float[Tensor, ""]]:
         """Imitation losses by name, weighted; the stage minimises their sum. Empty for a planner that does not learn."""
@@ -139,6 +133,12 @@ class Planner(Component, nn.Module, ABC):
     @abstractmethod
     def sample(self, features: Features, k: int, *, generator: Generator | None = None) -> Plan:
         """K proposals per scene. The same generator state gives the same plan."""
+
+    def fit(self, human: Trajectory) -> None:
+        """Take from many human drives, "N T 3", what is not learnt by gradient (anchors, scales) and keep it in buffers.
+
+        Called once, before imitation begins. Nothing by default.
+        """
 
     log_prob: ClassVar[Callable[..., Tensor] | None] = None
     """`log_prob(features, plan) -> "B K D"`: differentiable log-probability of each sampling step. Without it the

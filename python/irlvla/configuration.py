@@ -3,6 +3,13 @@
 OmegaConf reads and interpolates (`${oc.env:DATA}`, `${steps}`), pydantic checks the fields, and the registry checks the
 settings of the components that they choose. `planner=spline` chooses a component and drops what was set for the one before;
 `planner.knots=5` and `metrics.0.name=epdms` change one setting and keep the others. `???` marks what must be set elsewhere.
+
+A recipe of several stages holds a section for each, named as its command, and beside them what they share, to which `${...}`
+refers. A stage reads its section alone. An override goes there too, unless it begins with another name of the recipe:
+
+    images: [96, 256]
+    imitate: {data: {train: {name: synthetic, size: "${images}"}}, ...}
+    reward: {policy: "${imitate.out}/checkpoints/best/model", ...}
 """
 
 from __future__ import annotations
@@ -33,8 +40,11 @@ C = TypeVar("C", bound=Config)
 Recipe = str | os.PathLike[str] | Mapping[str, Any] | None
 
 
-def read(schema: type[C], recipe: Recipe = None, overrides: Iterable[str] = ()) -> C:
+def read(schema: type[C], recipe: Recipe = None, overrides: Iterable[str] = (), section: str = "") -> C:
     """A checked configuration from a recipe (a path or a dictionary) and overrides, of which the last wins.
+
+    Args:
+        section: of a recipe that holds it, the part that is read; of any other, all is.
 
     Raises:
         FileError: the recipe cannot be read.
@@ -42,19 +52,24 @@ def read(schema: type[C], recipe: Recipe = None, overrides: Iterable[str] = ()) 
         PluginError: a component that is not there, or whose plugin cannot be used.
         ContractError: a component that is not what its kind demands.
     """
-    settings = merge(schema, recipe, overrides)
+    settings = merge(schema, recipe, overrides, section)
     raise_all([MissingError(f"{path}: needs a value; write {path}=...") for path in _unset(settings)])
     return installed().validate(schema, settings)  # type: ignore[return-value]
 
 
-def merge(schema: type[Config], recipe: Recipe, overrides: Iterable[str]) -> dict[str, Any]:
+def merge(schema: type[Config], recipe: Recipe, overrides: Iterable[str], section: str = "") -> dict[str, Any]:
     """Recipe and overrides as plain data, interpolated, not yet checked. Raises as `read` does."""
     try:
         settings: Any = OmegaConf.to_container(_tree(recipe))
+        within = section if section in settings else ""
         for override in overrides:
             path, value = _parse(schema, override)
-            settings = _assign(settings, FieldInfo(annotation=schema), path.split("."), value)
-        return OmegaConf.to_container(OmegaConf.create(settings), resolve=True)  # type: ignore[return-value]
+            settings = _override(schema, settings, within, path.split("."), value)
+        tree = OmegaConf.create(settings)
+        found = tree[within] if within else tree
+        if not isinstance(found, DictConfig):
+            raise ConfigError(f"{within}: must hold the fields of this stage, each as name: value; got {found!r:.80}")
+        return OmegaConf.to_container(found, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         path = re.sub(r"\[(\d+)\]", r".\1", error.full_key or "the recipe")  # OmegaConf writes metrics[0].name
         raise ConfigError(f"{path}: {_cause(error)}") from error
@@ -133,20 +148,34 @@ def _parse(schema: type[Config], override: str) -> tuple[str, Any]:
     return path, parsed["value"] if text else ""
 
 
-def _assign(settings: Any, info: FieldInfo | None, steps: list[str], value: Any, where: str = "") -> Any:
+def _override(schema: type[Config], settings: dict[str, Any], section: str, steps: list[str], value: Any) -> dict[str, Any]:
+    """A recipe with a value set at a path: in its section, if it has one, or in what its sections share."""
+    whole = FieldInfo(annotation=schema)
+    if not section:
+        return _assign(settings, whole, steps, value, settings)
+    if steps[0] in settings and steps[0] not in (section, *schema.model_fields):
+        return _assign(settings, None, steps, value, settings)
+    inner = steps[1:] if steps[0] == section else steps
+    return {**settings, section: _assign(settings[section], whole, inner, value, settings)}
+
+
+def _assign(settings: Any, info: FieldInfo | None, steps: list[str], value: Any, recipe: dict[str, Any], where: str = "") -> Any:
     """Settings with a value set at a path. A component that was chosen by its name alone, or by default, gets room for settings.
 
     Args:
         info: of the field whose value the settings are.
-        where: its path, for messages.
+        recipe: all of it, to which settings may refer (`${...}`).
+        where: path of the settings, for messages.
     """
     if not steps:
         return value
     (step, *rest), path = steps, f"{where}.{steps[0]}".lstrip(".")
+    if isinstance(settings, str) and "${" in settings:
+        settings = _referred(settings, recipe)
     if isinstance(settings, list):
         if not re.fullmatch("[0-9]+", step) or int(step) >= len(settings):
             raise ConfigError(f"{path}: {where} has {len(settings)} items, counted from 0; to set all, write {where}=[...]")
-        settings[int(step)] = _assign(settings[int(step)], info, rest, value, path)
+        settings[int(step)] = _assign(settings[int(step)], info, rest, value, recipe, path)
         return settings
     if isinstance(settings, str) and info is not None and kind_of(info):
         settings = {"name": settings}
@@ -156,8 +185,14 @@ def _assign(settings: Any, info: FieldInfo | None, steps: list[str], value: Any,
         raise ConfigError(f"{path}: {where} is {settings!r:.80}, which has no fields")
     schema = _schema_of(settings, info) if rest and info is not None else None
     inner = schema.model_fields.get(step) if schema is not None else None
-    settings[step] = _assign(settings.get(step, _default(inner)), inner, rest, value, path)
+    settings[step] = _assign(settings.get(step, _default(inner)), inner, rest, value, recipe, path)
     return settings
+
+
+def _referred(reference: str, recipe: dict[str, Any]) -> Any:
+    """What `${...}` stands for, a copy, in which other references stay as they are."""
+    found = OmegaConf.create({**recipe, "_": reference})["_"]
+    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
 
 
 def _schema_of(settings: Mapping[str, Any], info: FieldInfo) -> type[Config] | None:

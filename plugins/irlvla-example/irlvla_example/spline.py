@@ -30,7 +30,7 @@ class SplinePlanner(irlvla.Planner):
 
     positions: Tensor
     velocities: Tensor
-    fit: Tensor
+    knots_of: Tensor
 
     def __init__(self, config: Config, *, width: int) -> None:
         super().__init__(config)
@@ -38,7 +38,7 @@ class SplinePlanner(irlvla.Planner):
         positions, velocities = natural_spline(config.knots, torch.arange(1, POSES + 1) * INTERVAL)
         self.register_buffer("positions", positions.float())  # from knots to poses
         self.register_buffer("velocities", velocities.float())
-        self.register_buffer("fit", torch.linalg.pinv(positions).float())  # and back, by least squares
+        self.register_buffer("knots_of", torch.linalg.pinv(positions).float())  # and back, by least squares
 
     def gaussian(self, features: irlvla.Features) -> Normal:
         """The knots "B 1 knots 2" in the ego frame. Raises `InputError` without a status token."""
@@ -75,7 +75,7 @@ class SplinePlanner(irlvla.Planner):
         if plan.poses.shape[-2] != POSES or abs(plan.dt - INTERVAL) > 1e-6:
             given = f"{plan.poses.shape[-2]} poses, {plan.dt} s apart"
             raise irlvla.InputError(f"{self} knows plans and drives of {POSES} poses, {INTERVAL} s apart, got {given}")
-        knots = self.fit @ plan.poses[..., :2].to(self.fit)
+        knots = self.knots_of @ plan.poses[..., :2].to(self.knots_of)
         return self.gaussian(features).log_prob(knots).sum((-2, -1))[..., None]
 
     def poses(self, knots: Float[Tensor, "B K knots 2"]) -> Float[Tensor, "B K T 3"]:

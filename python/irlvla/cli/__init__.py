@@ -44,6 +44,23 @@ def _options(
 
 add_stage(
     app,
+    "imitate",
+    "irlvla.stages.imitation:imitate",
+    """Train a policy on human drives, and score it exactly in held-out scenes while it learns.
+
+    Writes RUN/checkpoints (the newest, and best/model), RUN/learning_curve.png and RUN/summary.json (the best policy's scores).
+
+    Examples:
+
+      irlvla imitate recipes/demo.yaml
+
+      irlvla imitate recipes/small.yaml seed=1 reasoner=null out=runs/without-language
+
+      irlvla imitate recipes/small.yaml out=runs/small resume=true
+    """,
+)
+add_stage(
+    app,
     "score",
     "irlvla.stages.scoring:score",
     """Measure the plans of a policy, of a planner or of a file in every scene of a dataset.
@@ -64,3 +81,4 @@ app.command()(data.show)
 app.add_typer(plugins.app, name="plugins")
 app.command()(checkup.conformance)
 app.command()(checkup.doctor)
+app.command()(checkup.cost)

@@ -1,4 +1,4 @@
-"""`irlvla conformance` and `irlvla doctor`: is the score exact, and is the installation sound?"""
+"""`irlvla conformance`, `irlvla doctor` and `irlvla cost`: is the score exact, is the installation sound, what does a step take?"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 import irlvla
 from irlvla.cli.program import FAILED, version_of
+from irlvla.cli.stages import PluginFiles, add_plugins
 from irlvla.cli.tables import print_table
 from irlvla.errors import PluginError
 
@@ -187,6 +188,37 @@ def _lines(value: Any) -> list[str]:
     if isinstance(value, dict):
         return [f"{name}: {reason}" for name, reason in value.items()]
     return [", ".join(map(str, value)) if isinstance(value, list) else str(value)]
+
+
+# -- cost --------------------------------------------------------------------------------------------------------------
+
+
+def cost(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe of imitate.")],
+    fields: Annotated[list[str] | None, typer.Argument(metavar="FIELD=VALUE", help="Set a field, as for imitate.")] = None,
+    depth: Annotated[int, typer.Option(min=0, help="Show modules within modules so far down.")] = 2,
+    plugin: PluginFiles = None,
+) -> None:
+    """Count what one batch of imitation costs, by module: parameters, operations, and memory for activations. It runs on the CPU.
+
+    Operations are those of matrix products, convolutions and attention. Memory is what the forward keeps for the backward pass.
+
+    Examples:
+
+      irlvla cost recipes/small.yaml
+
+      irlvla cost recipes/navsim.yaml batch=1 data.train='{name: synthetic, rig: navsim, size: [256, 704]}' backbone.encoder.pretrained=no
+    """
+    from irlvla import configuration
+    from irlvla.stages.costs import cost as count
+    from irlvla.stages.imitation import ImitateConfig
+
+    add_plugins(plugin or ())
+    config = configuration.read(ImitateConfig, recipe, fields or (), "imitate")
+    costs, backward = count(config, depth)
+    rows = [(of.name or "policy", f"{of.parameters / 1e6:.3f}", f"{of.flops / 1e9:.3f}", f"{of.activations / 2**20:.1f}") for of in costs]
+    print_table(("module", "parameters [M]", "forward [GFLOP]", "activations [MiB]"), rows)
+    typer.echo(f"{config.batch} scenes at once; backward {backward / 1e9:.3f} GFLOP; precision {config.precision}")
 
 
 def require(device: Device) -> None:

@@ -50,7 +50,10 @@ def convert(
 
 
 def show(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of shards, a file of Scene.save, or the name of a dataset.")],
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="A folder of shards, a file of Scene.save, or the name of a dataset; or a run."),
+    ],
     fields: Settings = None,
     index: Annotated[int, typer.Option(help="Which scene; negative counts from the end.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The picture. Default: DATA-INDEX.png here.")] = None,
@@ -61,12 +64,21 @@ def show(
 ) -> None:
     """Draw a scene from above and through its cameras, with plans coloured by their score and what the worst of them does wrong.
 
+    Of the directory of a training, finished or not, draw its learning curve.
+
     Examples:
 
       irlvla show shards/ --index 3
 
       irlvla show av2 path=/data/av2/val size=[256,704] --planner constant_velocity
+
+      irlvla show runs/small
     """
+    if (metrics := Path(data) / "metrics.jsonl").exists():
+        from irlvla.plots import draw_learning_curve
+
+        typer.echo(draw_learning_curve(metrics, out or Path(data) / "learning_curve.png"))
+        return
     import irlvla
     from irlvla.pictures import draw_scene
     from irlvla.registry import installed

@@ -23,13 +23,17 @@ def add_stage(app: typer.Typer, name: str, target: str, help: str) -> None:
     """Add the command of a stage.
 
     Args:
+        name: of the command, and of its section in a recipe of several stages.
         target: "module:function", imported when the command runs. The function has one argument, `config`, annotated with
             its schema, and returns the directory of the run.
     """
 
     @app.command(name, help=help, context_settings={"ignore_unknown_options": True})  # so that `_split` can say what was meant
     def command(
-        recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A YAML file. Default: no file, only fields.")] = None,
+        recipe: Annotated[
+            str | None,
+            typer.Argument(metavar="RECIPE", help="A YAML file, or its section for this stage. Default: no file."),
+        ] = None,
         fields: Annotated[
             list[str] | None,
             typer.Argument(metavar="FIELD=VALUE", help="Set a field: planner=NAME, planner.SETTING=VALUE. --print-config shows all."),
@@ -39,10 +43,10 @@ def add_stage(app: typer.Typer, name: str, target: str, help: str) -> None:
             bool, typer.Option("--print-config", help="Print the recipe that would run, with type, default and help of every field.")
         ] = False,
     ) -> None:
-        _run(target, [*filter(None, [recipe]), *(fields or ())], plugin or (), print_config)
+        _run(name, target, [*filter(None, [recipe]), *(fields or ())], plugin or (), print_config)
 
 
-def _run(target: str, arguments: Iterable[str], plugins: Iterable[Path], print_config: bool) -> None:
+def _run(name: str, target: str, arguments: Iterable[str], plugins: Iterable[Path], print_config: bool) -> None:
     from irlvla import configuration
 
     recipe, overrides = _split(arguments)
@@ -50,9 +54,9 @@ def _run(target: str, arguments: Iterable[str], plugins: Iterable[Path], print_c
     stage = pkgutil.resolve_name(target)
     schema = typing.get_type_hints(stage)["config"]
     if print_config:
-        typer.echo(configuration.describe(schema, configuration.merge(schema, recipe, overrides)), nl=False)
+        typer.echo(configuration.describe(schema, configuration.merge(schema, recipe, overrides, name)), nl=False)
     else:
-        directory = stage(configuration.read(schema, recipe, overrides))
+        directory = stage(configuration.read(schema, recipe, overrides, name))
         if _is_main():
             _show(directory)
 
@@ -70,8 +74,9 @@ def _show(directory: Path) -> None:
     if path.exists():
         summary = json.loads(path.read_text())
         rows = [(name, "-" if of["mean"] is None else f"{of['mean']:.4f}", of["count"]) for name, of in summary["metrics"].items()]
-        print_table(("metric", "mean", "scenes"), rows)
-        typer.echo(f"{summary['scenes']} scenes, {summary['scenes_per_second']:.1f} scenes/s")
+        if rows:
+            print_table(("metric", "mean", "scenes"), rows)
+        typer.echo(summary.get("result") or f"{summary['scenes']} scenes, {summary['scenes_per_second']:.1f} scenes/s")
     typer.echo(f"{directory}: {', '.join(sorted(file.name for file in directory.iterdir()))}")
 
 

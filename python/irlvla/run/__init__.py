@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadcast_object_list, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin, broadcast_object_list, set_seed
 from accelerate.utils.other import load
 from pydantic import BeforeValidator, Field
 from torch import Generator, Tensor, distributed, nn
@@ -243,7 +243,7 @@ class Run:
             self._read_state(checkpoint / "state")
         self._accelerator.wait_for_everyone()
         if self.is_main:
-            journal.cut_metrics(self.directory, step)
+            journal.cut_metrics(self.directory, -1 if checkpoint is None else step)
         return step
 
     def _read_state(self, folder: Path) -> None:
@@ -272,6 +272,8 @@ def _accelerator(config: RunConfig) -> Iterator[Accelerator]:
             mixed_precision=config.precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=batches, sync_with_dataloader=False),
             step_scheduler_with_optimizer=False,
+            # What a step leaves out (a token that was dropped, a head without a target) gets no gradient in it.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         if config.device not in ("auto", accelerator.device.type):
             raise ConfigError(f"device={config.device}, but this process was launched for {accelerator.device.type}")

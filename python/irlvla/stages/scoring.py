@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import Field
-from torch import Generator, Tensor
-from torch.utils.data import DataLoader
 
 from irlvla.checkpoint import from_pretrained
 from irlvla.components import Dataset, Metric, Policy, Spec, pluggable
-from irlvla.errors import ConfigError, ContractError, InputError, IrlvlaError
+from irlvla.errors import ConfigError, InputError
 from irlvla.files import write_whole
 from irlvla.registry import build, installed
 from irlvla.run import Run, RunConfig
-from irlvla.types import Observation, Plan, Scene
-
-Record = dict[str, Any]  #: a scene's number in the dataset, its token, and the values of its metrics by name
+from irlvla.stages.batches import SceneBatch, checked, generator_of, in_order
+from irlvla.stages.measurement import Record, gather, means_of, measure, summarised
+from irlvla.types import Plan
 
 
 class ScoreConfig(RunConfig):
@@ -66,21 +60,16 @@ def score(config: ScoreConfig) -> Path:
     if not len(dataset):
         raise InputError(f"{dataset} holds no scenes")
     source = _source(config, len(dataset))
-    # Whole batches are dealt out, so that a scene has the same neighbours, and the same random numbers, in any number of processes.
-    batches: Any = [range(len(dataset))[first : first + config.batch] for first in range(0, len(dataset), config.batch)]
-    loader = DataLoader(batches, batch_size=1, num_workers=config.workers, collate_fn=functools.partial(_read, dataset))
     table: dict[int, Record] = {}
     with Run.start("score", config) as run, torch.no_grad(), run.progress(len(dataset), "score") as progress:
         run.restore()  # which restores nothing: a run that is resumed begins anew, and so must its log
         if isinstance(source, Policy):
             source.to(run.device).eval()
         began = time.perf_counter()
-        for batch in run.prepare(loader):
-            if isinstance(batch, IrlvlaError):
-                raise batch
+        for batch in checked(run.prepare(in_order(dataset, config.batch, config.workers))):
             with run.autocast():
                 plan = _plan(source, batch, config)
-            records = _gather(run, _measure(metrics, batch, plan))
+            records = gather(run, measure(metrics, batch, plan))
             before = len(table)
             table.update((record["row"], record) for record in records)  # some again: all processes get equally many batches
             progress.advance(len(table) - before)
@@ -127,69 +116,10 @@ def _read_plans(path: Path, scenes: int, candidates: int) -> Plan:
     return plan
 
 
-def _plan(source: Policy | Plan, batch: _Batch, config: ScoreConfig) -> Plan:
+def _plan(source: Policy | Plan, batch: SceneBatch, config: ScoreConfig) -> Plan:
     if isinstance(source, Plan):
         return source[batch.rows.cpu()].to(batch.rows.device)
-    entropy = np.random.SeedSequence((config.seed, int(batch.rows[0]))).generate_state(1, np.uint64)
-    generator = Generator(batch.rows.device).manual_seed(int(entropy[0]))
-    return source.sample(batch.observation, config.candidates, generator=generator)
-
-
-# -- scenes ------------------------------------------------------------------------------------------------------------
-
-
-class _Batch(NamedTuple):
-    rows: Tensor  # B: which scenes of the dataset these are
-    observation: Observation
-    scene: Scene
-
-
-def _read(dataset: Dataset, batches: list[range]) -> _Batch | IrlvlaError:
-    """A batch of a dataset; or the mistake that keeps it from being read, which a worker would raise with a traceback."""
-    (rows,) = batches
-    try:
-        observations, scenes, _ = zip(*(dataset[row] for row in rows), strict=True)
-        return _Batch(torch.tensor(rows), Observation.cat(observations), Scene.cat(scenes))
-    except IrlvlaError as error:
-        return error
-    except Exception as error:
-        error.add_note(f"while reading the scenes {rows[0]} to {rows[-1]} of {dataset}")
-        raise
-
-
-# -- values ------------------------------------------------------------------------------------------------------------
-
-
-def _measure(metrics: Iterable[Metric], batch: _Batch, plan: Plan) -> list[Record]:
-    """What the metrics measure in each scene."""
-    records: list[Record] = [{"row": row, "token": token} for row, token in zip(batch.rows.tolist(), batch.scene.token, strict=True)]
-    for metric in metrics:
-        for name, values in _require_values(metric(batch.scene, plan), metric, len(records)).items():
-            if name in records[0]:
-                raise ConfigError(f"metrics: there is a column {name!r} already; leave out {metric}, or what else gives it")
-            for record, value in zip(records, values.double().tolist(), strict=True):
-                record[name] = value
-    return records
-
-
-def _require_values(values: Any, metric: Metric, scenes: int) -> Mapping[str, Tensor]:
-    if not isinstance(values, Mapping):
-        raise ContractError(f"{metric} must return a mapping of names to tensors, not {type(values).__name__}")
-    for name, value in values.items():
-        if not isinstance(value, Tensor) or tuple(value.shape) != (scenes,):
-            given = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
-            raise ContractError(f"{metric}: {name!r} must be a tensor of one value for each of the {scenes} scenes, not {given}")
-        if bool(value.isinf().any()):
-            raise ContractError(f"{metric}: {name!r} is infinite; what is not measured is NaN")
-    return values
-
-
-def _gather(run: Run, records: list[Record]) -> list[Record]:
-    """The records of all processes. They travel as JSON, padded with spaces, since `Run.gather` takes tensors of one shape."""
-    text = json.dumps(records).encode()
-    length = int(run.gather(torch.tensor([len(text)], device=run.device)).max())
-    padded = torch.frombuffer(bytearray(text.ljust(length)), dtype=torch.uint8)[None].to(run.device)
-    return [record for row in run.gather(padded).cpu().numpy() for record in json.loads(row.tobytes())]
+    return source.sample(batch.observation, config.candidates, generator=generator_of(batch, config.seed))
 
 
 def _write(run: Run, records: list[Record], seconds: float) -> None:
@@ -198,14 +128,13 @@ def _write(run: Run, records: list[Record], seconds: float) -> None:
     table = csv.DictWriter(text, columns, restval=math.nan, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     table.writerows(records)
-    measured = {name: [record[name] for record in records if not math.isnan(record.get(name, math.nan))] for name in columns[1:]}
-    means = {name: math.fsum(values) / len(values) for name, values in measured.items() if values}
+    metrics = summarised(records)
     summary = {
         "scenes": len(records),
         "seconds": seconds,
         "scenes_per_second": len(records) / seconds,
-        "metrics": {name: {"mean": means.get(name), "count": len(values)} for name, values in measured.items()},
+        "metrics": metrics,
     }
     write_whole(run.directory / "scores.csv", text.getvalue())
     write_whole(run.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
-    run.log(len(records), means)
+    run.log(len(records), means_of(metrics))

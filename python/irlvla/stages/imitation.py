@@ -1,0 +1,273 @@
+"""Stage 1: the policy learns to drive as people do, while its drives in held-out scenes are scored exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from irlvla.checkpoint import from_pretrained, save_pretrained
+from irlvla.components import Config, Dataset, Metric, Policy, Spec, pluggable
+from irlvla.errors import ConfigError, InputError, did_you_mean
+from irlvla.files import whole_folder, write_whole
+from irlvla.plots import draw_learning_curve
+from irlvla.registry import build, installed
+from irlvla.run import Run, TrainingConfig
+from irlvla.run.journal import METRICS
+from irlvla.stages.batches import SceneBatch, Shuffled, checked, generator_of, human_drives, in_order, loader
+from irlvla.stages.caching import cached
+from irlvla.stages.measurement import Summary, means_of, measure_all
+from irlvla.stages.optimization import DivergedError, OptimizerConfig, Pace, add_gradients, averaged, make_optimizer, make_schedule
+from irlvla.types import Observation, Plan
+
+SCORE = "score.json"  #: of the best policy, beside it
+
+
+class DataConfig(Config):
+    """Which scenes."""
+
+    train: Spec = pluggable("dataset", description="scenes to learn from")
+    validation: Spec | None = pluggable("dataset", None, description="held-out scenes to drive in; null = none")
+
+
+class ValidationConfig(Config):
+    """How the policy is watched while it learns."""
+
+    every: int = Field(500, ge=1, description="steps between validations; a checkpoint follows each")
+    batch: int = Field(64, ge=1, description="scenes at once")
+    candidates: int = Field(1, ge=1, description="plans per scene (K); the planner's favourite is driven")
+    metrics: list[Spec] = pluggable("metric", ["epdms", "displacement"], description="what is measured")
+    best: str = Field("epdms", description="the value that is highest for the best checkpoint")
+    blanked: bool = Field(False, description="measure it with black images too: what the policy knows without looking")
+
+
+class ImitateConfig(TrainingConfig):
+    """Settings of `imitate`."""
+
+    data: DataConfig
+    cache: Path | None = Field(
+        None, description="folder where scenes are kept as shards, made once; null = made or read anew in every epoch"
+    )
+    backbone: Spec = pluggable("backbone", description="sees")
+    reasoner: Spec | None = pluggable("reasoner", None, description="thinks in words")
+    planner: Spec = pluggable("planner", description="drives")
+    initial: str | None = Field(None, description="a saved policy whose weights to begin with: its folder, or its name on the Hub")
+    fit: int = Field(4096, ge=0, description="human drives that show the planner what it does not learn by gradient (anchors, scales)")
+    steps: int | None = Field(None, ge=1, description="of the optimizer; or give epochs")
+    epochs: float | None = Field(None, gt=0.0, description="how often each scene is seen; instead of steps")
+    batch: int = Field(16, ge=1, description="scenes at once, in each process")
+    optimizer: OptimizerConfig = OptimizerConfig.model_validate({})
+    ema: float = Field(
+        0.999, ge=0.0, lt=1.0, description="decay of the moving average of the weights, which is what is validated and saved"
+    )
+    validation: ValidationConfig = ValidationConfig.model_validate({})
+    log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+    workers: int = Field(0, ge=0, description="processes that read the scenes; 0 = the main one")
+    compile: bool = Field(False, description="compile the backbone with torch.compile")
+
+    may_change = TrainingConfig.may_change | {"workers", "cache"}
+
+
+def imitate(config: ImitateConfig) -> Path:
+    """Train a policy on human drives; return the directory of the run.
+
+    It holds the newest checkpoints, the best (checkpoints/best/model), metrics.jsonl, learning_curve.png and summary.json. What is
+    minimised is the sum of all losses, over `accumulate` batches in each process; what is validated and saved is the moving average.
+
+    Raises:
+        ConfigError: the settings do not fit together, or name what is not there.
+        ContractError: a component returns what it must not.
+        DivergedError: a loss or the gradient is not finite. The weights before that step are saved.
+        FileError: there is no such data or checkpoint.
+        InputError: a dataset holds no scenes, or no drives of people.
+    """
+    specs = {name: cached(spec, config.cache) for name, spec in config.data if spec is not None}
+    datasets = {name: _open(spec) for name, spec in specs.items()}
+    torch.manual_seed(config.seed)
+    learner = Learner(_make_policy(config), config.ema)
+    optimizer = make_optimizer(learner.policy, config.optimizer)
+    with Run.start("imitate", config) as run:
+        per_step = config.accumulate * len(run.gather(torch.zeros(1, device=run.device)))  # batches, of all processes
+        steps = _count_steps(config, len(datasets["train"]), per_step * config.batch)
+        schedule = make_schedule(optimizer, config.optimizer, steps)
+        model, optimizer, schedule = run.prepare(learner, optimizer, schedule)
+        validation = Validation(run, config, datasets.get("validation"))
+        first = run.restore()
+        if first == 0:
+            if config.fit and config.initial is None:
+                learner.policy.planner.fit(human_drives(specs["train"], config.fit, config.seed).to(run.device))
+            run.log(0, validation.references())
+        shuffled = Shuffled(datasets["train"], config.batch, config.seed)
+        batches = checked(run.prepare(loader(range(first * per_step, steps * per_step), shuffled, config.workers)))
+        pace = Pace(per_step * config.batch)
+        with run.progress(steps, "imitate", first) as progress:
+            for step in range(first + 1, steps + 1):
+                model.train()
+                try:
+                    values = add_gradients(run, model, batches, config.optimizer.clip)
+                except DivergedError as error:
+                    saved = run.save(step - 1, learner.result) if step > first + 1 else None
+                    raise DivergedError(_told(step, error, saved)) from None
+                values["charts/learning_rate"] = max(schedule.get_last_lr())
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+                learner.average.update_parameters(learner.policy)
+                pace.step()
+                ends = step == steps or step % config.validation.every == 0
+                if ends:
+                    with pace.paused():
+                        values |= validation.measure(step, learner.result)
+                if ends or step % config.log_every == 0:
+                    run.log(step, values | {"charts/samples_per_second": pace.rate()})
+                if ends:
+                    with pace.paused():
+                        run.save(step, learner.result)
+                        validation.draw()
+                progress.advance(loss=values["losses/total"], **validation.shown)
+        validation.summarise(steps)
+    return run.directory
+
+
+def _told(step: int, error: DivergedError, saved: Path | None) -> str:
+    kept = f"The weights before it are saved; begin again from them: initial={saved / 'model'}. " if saved else ""
+    return f"step {step}: {error}. {kept}A lower optimizer.lr, a longer optimizer.warmup or a smaller optimizer.clip may help"
+
+
+# -- the policy --------------------------------------------------------------------------------------------------------
+
+
+class Learner(nn.Module):
+    """What is trained: a policy, and beside it the moving average of its weights."""
+
+    def __init__(self, policy: Policy, decay: float) -> None:
+        super().__init__()
+        self.policy, self.average = policy, averaged(policy, decay)
+
+    @property
+    def result(self) -> Policy:
+        """What is validated and saved."""
+        return cast(Policy, self.average.module)
+
+    def forward(self, batch: SceneBatch) -> dict[str, Tensor]:
+        """The losses of the policy."""
+        return self.policy.loss(batch.observation, batch.scene, batch.human)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.average.eval()
+        return self
+
+
+def _make_policy(config: ImitateConfig) -> Policy:
+    """The policy of a configuration, with the weights that it begins with."""
+    policy = installed().build_policy(config.backbone, config.planner, config.reasoner)
+    if config.initial is not None:
+        initial = from_pretrained(config.initial)
+        try:
+            policy.load_state_dict(initial.state_dict())  # type: ignore[union-attr]
+        except RuntimeError as error:
+            raise ConfigError(f"initial={config.initial}: its weights do not fit this policy. {error}") from error
+    if config.compile:
+        policy.backbone.compile()
+    return policy
+
+
+def _open(spec: Spec) -> Dataset:
+    dataset: Dataset = build("dataset", spec)
+    if not len(dataset):
+        raise InputError(f"{dataset} holds no scenes")
+    return dataset
+
+
+def _count_steps(config: ImitateConfig, scenes: int, per_step: int) -> int:
+    if (config.steps is None) == (config.epochs is None):
+        raise ConfigError("give steps or epochs" + ("" if config.steps is None else ", not both; steps=null drops one"))
+    return config.steps or math.ceil(config.epochs * scenes / per_step)  # type: ignore[operator]
+
+
+# -- validation --------------------------------------------------------------------------------------------------------
+
+
+class Validation:
+    """Held-out scenes, how the policy drives there, and the best that it was."""
+
+    def __init__(self, run: Run, config: ImitateConfig, dataset: Dataset | None) -> None:
+        self.run, self.seed, self.config = run, config.seed, config.validation
+        self.metrics: list[Metric] = [build("metric", spec) for spec in self.config.metrics]
+        self.batches = [] if dataset is None else run.prepare(in_order(dataset, self.config.batch, config.workers))
+        self.best = run.directory / "checkpoints" / "best"
+        self.shown: dict[str, Any] = {}
+
+    def references(self) -> dict[str, float]:
+        """What is reached without learning: by the people who drove there, and straight on at constant speed."""
+        straight = installed().build_policy("status", "constant_velocity")
+        known = (batch.chosen(batch.human.poses.isfinite().flatten(1).all(1)) for batch in checked(self.batches))
+        people = self._measure(known, lambda batch: Plan(batch.human.poses[:, None], batch.human.dt))
+        baseline = self._measure(checked(self.batches), lambda batch: straight.sample(batch.observation))
+        return _named("human", people) | _named("constant_velocity", baseline)
+
+    def measure(self, step: int, policy: Policy) -> dict[str, float]:
+        """What to log of a policy; it is kept if it is the best so far."""
+        if not self.batches:
+            return {}
+        found = self._measure(checked(self.batches), lambda batch: self._drive(policy, batch, batch.observation))
+        self._keep(step, policy, found)
+        values = _named("validation", found)
+        if self.config.blanked:
+            blind = self._measure(checked(self.batches), lambda batch: self._drive(policy, batch, blanked(batch.observation)))
+            values |= _named("blanked", blind)
+        self.shown = {self.config.best: found[self.config.best]["mean"]}
+        return values
+
+    def _measure(self, batches: Iterable[SceneBatch], drive: Callable[[SceneBatch], Plan]) -> Summary:
+        return measure_all(self.run, batches, self.metrics, drive)
+
+    def _drive(self, policy: Policy, batch: SceneBatch, obs: Observation) -> Plan:
+        return policy.sample(obs, self.config.candidates, generator=generator_of(batch, self.seed))
+
+    def _keep(self, step: int, policy: Policy, found: Summary) -> None:
+        """Write the model to checkpoints/best, unless a better one is there."""
+        name = self.config.best
+        if found.get(name, {}).get("mean") is None:
+            raise ConfigError(f"validation.best: there is no {name!r}. {did_you_mean(name, found)}Measured: {', '.join(means_of(found))}")
+        if self.run.is_main and ((before := self.read_best()) is None or found[name]["mean"] > before["metrics"][name]["mean"]):
+            with whole_folder(self.best) as folder:
+                save_pretrained(policy, folder / "model")
+                (folder / SCORE).write_text(json.dumps({"step": step, "metrics": found}, indent=2) + "\n")
+
+    def draw(self) -> None:
+        """The learning curve so far."""
+        if self.run.is_main:
+            draw_learning_curve(self.run.directory / METRICS, self.run.directory / "learning_curve.png")
+
+    def summarise(self, steps: int) -> None:
+        """Write summary.json: what was measured of the best policy."""
+        best = self.read_best()
+        told = f"{steps} steps" + (f", of which {best['step']} was the best: {self.best / 'model'}" if best else "")
+        if self.run.is_main:
+            summary = {"result": told, "steps": steps, "metrics": best["metrics"] if best else {}}
+            write_whole(self.run.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def read_best(self) -> dict[str, Any] | None:
+        """What was measured of the best policy, and of which step it is."""
+        path = self.best / SCORE
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def blanked(obs: Observation) -> Observation:
+    """What is seen when all images are black. Raises `ConfigError` where there are none."""
+    if obs.images is None:
+        raise ConfigError("validation.blanked: these scenes have no images")
+    return dataclasses.replace(obs, images=torch.zeros_like(obs.images))
+
+
+def _named(what: str, summary: Summary) -> dict[str, float]:
+    return {f"{what}/{name}": value for name, value in means_of(summary).items()}
