@@ -63,7 +63,7 @@ def example_observation(batch: int = 2, cameras: int = 2, size: tuple[int, int] 
 
 
 def example_features(batch: int = 2, width: int = 64, seed: int = 0) -> Features:
-    """Tokens of every name, of normal noise, float32: a bird's-eye view of 8 x 8 cells, 5 agents, 7 of the map, the status,
+    """Tokens of every name, of normal noise, float32: a bird's-eye view of 8 x 8 cells over 64 x 64 m, 5 agents, 7 of the map, the status,
     6 words. Of the ragged ones some are not valid, as those of `Features` may be."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -76,6 +76,7 @@ def example_features(batch: int = 2, width: int = 64, seed: int = 0) -> Features
     return Features(
         example_observation(batch, seed=seed),
         bev=noise(batch, width, 8, 8),
+        bev_range=torch.tensor([-32.0, 32.0, -32.0, 32.0]).repeat(batch, 1),
         agents=noise(batch, 5, width),
         agents_valid=valid(5),
         map=noise(batch, 7, width),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +87,14 @@ def plan_of(component: Planner, given: Example, k: int | None = None, seed: int 
     generator = torch.Generator(given.device).manual_seed(seed)
     with torch.no_grad():
         return component.sample(given.features, k or given.plan.poses.shape[1], generator=generator)
+
+
+def explorer(subject: Subject) -> Planner:
+    """A planner as it is reinforced: one that tells driving from exploring (`explore`) explores."""
+    component: Any = subject.build()
+    if hasattr(component, "explore"):
+        component.explore = True
+    return component
 
 
 def log_prob_of(component: Planner, given: Example, plan: Plan) -> Tensor:
@@ -179,7 +188,7 @@ def does_without_humans(subject: Subject) -> None:
 
 def log_prob_fits_the_sample(subject: Subject) -> None:
     """Return "B K D" from log_prob(features, plan), computed from these two alone: before an update the ratio to its old value is 1."""
-    component, given = subject.build(), subject.example()
+    component, given = explorer(subject), subject.example()
     plan = plan_of(component, given)
     with torch.no_grad():
         old = log_prob_of(component, given, plan)
@@ -194,7 +203,7 @@ def log_prob_fits_the_sample(subject: Subject) -> None:
 
 def log_prob_prefers_own_samples(subject: Subject) -> None:
     """Let log_prob() be the logarithm of the density that sample() draws from: mind its sign, and use the same noise in both."""
-    component, given = subject.build(), subject.example()
+    component, given = explorer(subject), subject.example()
     stranger = copy.deepcopy(component)
     with torch.no_grad():
         for parameter in stranger.parameters():
@@ -208,7 +217,7 @@ def log_prob_prefers_own_samples(subject: Subject) -> None:
 
 def log_prob_can_be_trained(subject: Subject) -> None:
     """Keep log_prob() differentiable: no no_grad(), no detach() of what depends on parameters."""
-    component, given = subject.build(), subject.example()
+    component, given = explorer(subject), subject.example()
     plan = plan_of(component, given)
     old = log_prob_of(component, given, plan)
     parameters = [parameter for parameter in component.parameters() if parameter.requires_grad]
