@@ -62,10 +62,11 @@ sanitize: $(VENV)/.irlvla-test  ## a million random candidates under the address
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	  IRLVLA_FUZZ=$${IRLVLA_FUZZ:-1000000} $(BIN)/python -m pytest -s tests/test_fuzz.py
 
-cuda: build/cuda/epdms.o  ## compile the CUDA sources for sm_80, sm_90 and sm_100; no GPU needed
+cuda: $(patsubst csrc/%.cu,build/cuda/%.o,$(wildcard csrc/*.cu))  ## compile the CUDA sources for sm_80, sm_90 and sm_100; no GPU needed
+build/cuda/epdms.o: EXACT := --fmad=false
 build/cuda/%.o: csrc/%.cu $(wildcard csrc/*.h)
 	@mkdir -p $(@D)
-	$(NVCC) -std=c++17 -O3 --fmad=false $(foreach arch,80 90 100,-gencode arch=compute_$(arch),code=sm_$(arch)) --threads 0 -c $< -o $@
+	$(NVCC) -std=c++17 -O3 $(EXACT) $(foreach arch,80 90 100,-gencode arch=compute_$(arch),code=sm_$(arch)) --threads 0 -c $< -o $@
 
 clean:  ## remove what was built; the environment stays
 	rm -rf build dist plugins/*/build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks $(VENV)/.irlvla-*

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -12,6 +13,7 @@
 #include "epdms.h"
 #include "painting.h"
 #include "parallel.h"
+#include "voxel_pool.h"
 
 namespace py = pybind11;
 using namespace irlvla;
@@ -122,6 +124,23 @@ int64_t first_bad_row(Address values, int64_t rows, int64_t columns) {
   return bad;
 }
 
+using PoolSizes = std::array<int64_t, 8>;   // batch, channels, samples, cameras, bins, height, width, cells
+using PoolTables = std::array<Address, 5>;  // of PoolPlan, in order
+
+struct Pooled {
+  int64_t batch, channels;
+  PoolPlan plan;
+};
+
+Pooled pool_plan(const PoolSizes& n, const PoolTables& a) {
+  return {n[0],
+          n[1],
+          {n[2], n[3], n[4], n[5], n[6], n[7], at<const int32_t>(a[0]), at<const int32_t>(a[1]), at<const CellRun>(a[2]),
+           at<const int32_t>(a[3]), at<const ColumnRun>(a[4])}};
+}
+
+Number number(int value) { return static_cast<Number>(value); }
+
 py::dict build_info() {
   py::dict info;
   py::list isas;
@@ -188,6 +207,24 @@ PYBIND11_MODULE(_C, m) {
     const TimeToCollisionTask task{rows, at<const double>(states), agents, agent_steps, at<const double>(boxes), at<const uint8_t>(valid),
                                    at<double>(seconds)};
     run(task, {threads, stream}, kernels().time_to_collision, IRLVLA_GPU(time_to_collision));
+  });
+
+  m.def("voxel_pool", [](const PoolSizes& sizes, const PoolTables& tables, const std::array<int, 4>& numbers, const std::array<int64_t, 4>& strides,
+                         bool softmax, Address features, Address depth, Address weights, Address bev, int threads, Address stream) {
+    const auto [batch, channels, plan] = pool_plan(sizes, tables);
+    const VoxelPoolTask task{plan, batch, channels, number(numbers[0]), number(numbers[1]), number(numbers[2]), number(numbers[3]),
+                             at<const void>(features), at<const void>(depth), {strides[0], strides[1], strides[2], strides[3]}, softmax,
+                             at<void>(weights), at<void>(bev)};
+    run(task, {threads, stream}, pool_kernels().forward, IRLVLA_GPU(voxel_pool));
+  });
+  m.def("voxel_pool_backward", [](const PoolSizes& sizes, const PoolTables& tables, const std::array<int, 4>& numbers,
+                                  const std::array<int64_t, 4>& strides, bool softmax, Address features, Address weights, Address bev_grad,
+                                  Address weights_grad, Address features_grad, Address depth_grad, int threads, Address stream) {
+    const auto [batch, channels, plan] = pool_plan(sizes, tables);
+    const VoxelPoolBackwardTask task{plan, batch, channels, number(numbers[0]), number(numbers[1]), number(numbers[2]), number(numbers[3]),
+                                     at<const void>(features), at<const void>(weights), at<const void>(bev_grad), at<const void>(weights_grad),
+                                     {strides[0], strides[1], strides[2], strides[3]}, softmax, at<void>(features_grad), at<void>(depth_grad)};
+    run(task, {threads, stream}, pool_kernels().backward, IRLVLA_GPU(voxel_pool_backward));
   });
 
   m.def("paint", [](int64_t images, int height, int width, Address pixels, Address image_offsets, Address colours, Address shape_offsets,

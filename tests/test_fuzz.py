@@ -1,4 +1,4 @@
-"""Hostile candidates by the thousand (a million under `make sanitize`): no crash, no value out of range."""
+"""Hostile candidates by the thousand (a million under `make sanitize`): no crash, no value out of range. And voxel pooling of odd sizes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 
 import irlvla
 from golden_scenes import load
+from irlvla import ops
+from irlvla.ops import Grid, VoxelPoolPlan
 from irlvla.types import Scene
 
 CANDIDATES = int(os.environ.get("IRLVLA_FUZZ", "20000"))
@@ -49,3 +51,34 @@ def test_hostile_candidates() -> None:
         assert (result.details.progress >= 0).all()  # type: ignore[union-attr]
         seen[:8] |= (values == 0).any(0) & (values == 1).any(0)
     assert seen[:8].all(), "the candidates must fail and pass every metric"
+
+
+def test_odd_pooling() -> None:
+    """Sizes that fill no vector, layouts with gaps, all types: what goes in comes out, and no byte beside it is touched."""
+    generator = torch.Generator().manual_seed(2026)
+
+    def integer(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (1,), generator=generator))
+
+    def tensor(*shape: int) -> torch.Tensor:
+        order, gap = torch.randperm(len(shape), generator=generator).tolist(), integer(0, 3) == 0
+        dtype = (torch.float32, torch.float16, torch.bfloat16)[integer(0, 2)]
+        values = torch.rand(*(shape[i] for i in order), 1 + gap, generator=generator).to(dtype)[..., 0]
+        return values.permute([order.index(i) for i in range(len(shape))]).requires_grad_()
+
+    for _ in range(max(30, CANDIDATES // 1000)):
+        batch, cameras, channels, bins, height, width = (integer(1, most) for most in (2, 3, 300, 40, 40, 20))
+        rigs = (cameras,) if integer(0, 1) else (batch, cameras)
+        intrinsics = torch.tensor([[0.8 * width, 0, width / 2], [0, 0.8 * height, height / 2], [0, 0, 1]]).expand(*rigs, 3, 3)
+        poses = torch.eye(4, dtype=torch.float64).repeat(*rigs, 1, 1)
+        poses[..., :3, :3] = torch.linalg.qr(torch.randn(*rigs, 3, 3, generator=generator, dtype=torch.float64)).Q
+        plan = VoxelPoolPlan.build(
+            intrinsics, poses, (height, width), torch.arange(1.0, bins + 1), Grid((-40, 40, 5), (-40, 40, 8), (-9, 9))
+        )
+        features, depth = tensor(batch, cameras, channels, height, width), tensor(batch, cameras, bins, height, width)
+        bev = ops.voxel_pool(features, depth, plan, softmax=integer(0, 1) == 1, dtype=torch.float32)
+        bev.sum().backward()
+        assert features.grad.isfinite().all()
+        assert depth.grad.isfinite().all()
+        linear = (features.grad.double() * features.double()).sum()  # as sums are in features
+        torch.testing.assert_close(linear, bev.double().sum(), rtol=1e-2, atol=1e-2)

@@ -1,7 +1,7 @@
-"""The fast pieces of the score, callable on their own: torch (CPU or CUDA), numpy, or anything with DLPack.
+"""The fast pieces of the score, and BEV voxel pooling, callable on their own: torch (CPU or CUDA), numpy, or anything with DLPack.
 
-Every function here has a slow, obvious twin of the same name in `irlvla.ops.reference`. All are exact in float64;
-float32 input is widened first. They run as `torch.ops.irlvla.*`, and torch.compile traces through them.
+Every function here has a slow, obvious twin of the same name in `irlvla.ops.reference`. Those of the score are exact in
+float64; float32 input is widened first. They run as `torch.ops.irlvla.*`, and torch.compile traces through them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ from torch import Tensor
 
 from irlvla.errors import InputError
 from irlvla.ops._native import as_tensor, get_num_threads, prepare_arrays, set_num_threads
+from irlvla.ops.frustums import Grid, depth_bins
+from irlvla.ops.pooling import VoxelPoolPlan, voxel_pool
 from irlvla.types import HORIZON, STEPS, Batch, Scene, offsets_of, rows_of
 
 __all__ = [
+    "Grid",
     "Prepared",
+    "VoxelPoolPlan",
     "as_tensor",
     "boxes_overlap",
     "comfort",
+    "depth_bins",
     "extended_comfort",
     "get_num_threads",
     "points_in_polygons",
@@ -32,6 +37,7 @@ __all__ = [
     "simulate",
     "time_to_collision",
     "track",
+    "voxel_pool",
 ]
 
 STATE_SIZE = 11

@@ -83,8 +83,9 @@ def _capturing(value: Tensor) -> bool:
     return value.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _launch(function: Callable[..., None], device: torch.device, *args: Any) -> None:
-    addresses = [a.data_ptr() if isinstance(a, Tensor) else a for a in args]
+def launch(kernel: str, device: torch.device, *args: Any) -> None:
+    """Run a kernel of the compiled core on the current stream of a device. Tensors, also those in tuples, become addresses."""
+    function, addresses = getattr(_C, kernel), [_address(a) for a in args]
     if device.type == "cpu":
         function(*addresses, get_num_threads(), 0)
     elif device.type == "cuda":
@@ -97,6 +98,12 @@ def _launch(function: Callable[..., None], device: torch.device, *args: Any) -> 
                 raise
     else:
         raise InputError(f"device {device} is not supported; use cpu or cuda")
+
+
+def _address(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return [_address(v) for v in value] if isinstance(value, tuple) else value
 
 
 def _empty(like: Tensor, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -129,7 +136,7 @@ def _simulate(plans: Tensor, ego: Tensor, time_us: Tensor, step: float, map_fram
     require_finite(ego, "ego")
     require_range(time_us, "time_us", 1 - TIME_LIMIT, TIME_LIMIT - 1)
     states = _empty(plans, len(plans), STEPS, STATE)
-    _launch(_C.simulate, plans.device, len(plans), plans, plans.shape[1], step, map_frame, ego, time_us, states)
+    launch("simulate", plans.device, len(plans), plans, plans.shape[1], step, map_frame, ego, time_us, states)
     return states
 
 
@@ -151,8 +158,8 @@ def _score(
     on_gpu = plans.device.type == "cuda"
     scratch = _empty(plans, min(n, _C.MOTIONS_HELD) * _C.MOTION_BYTES if on_gpu else 0, dtype=torch.uint8)
     metrics, events, masks, simulated = outputs
-    _launch(
-        _C.score, plans.device, n, scenes, scene_offsets, scene_index, source, plans, plans.shape[1], step, remove_touching, pdms,
+    launch(
+        "score", plans.device, n, scenes, scene_offsets, scene_index, source, plans, plans.shape[1], step, remove_touching, pdms,
         metrics, events, masks, simulated if states else 0, scratch,
     )  # fmt: skip
     return outputs
@@ -173,7 +180,7 @@ def _extended_comfort(states: Tensor, previous: Tensor, shift: Tensor) -> tuple[
     require_finite(states, "states")
     require_finite(previous, "previous")
     require_range(shift, "shift [steps of 0.1 s between the two plans]", 1, 5)
-    _launch(_C.extended_comfort, states.device, len(states), states, previous, shift, rms, comfortable)
+    launch("extended_comfort", states.device, len(states), states, previous, shift, rms, comfortable)
     return comfortable, rms
 
 
@@ -182,7 +189,7 @@ def _comfort(states: Tensor, plain: bool) -> Tensor:
         raise InputError(f"comfort needs 15 to 65 states (v1: {STEPS}), got {states.shape[1]}")
     require_finite(states, "states")
     within = _empty(states, len(states), 6, dtype=torch.bool)
-    _launch(_C.comfort, states.device, len(states), states, states.shape[1], plain, within)
+    launch("comfort", states.device, len(states), states, states.shape[1], plain, within)
     return within
 
 
@@ -190,7 +197,7 @@ def _boxes_overlap(a: Tensor, b: Tensor) -> Tensor:
     require_finite(a, "a")
     require_finite(b, "b")
     overlaps = _empty(a, len(a), dtype=torch.bool)
-    _launch(_C.boxes_overlap, a.device, len(a), a, b, overlaps)
+    launch("boxes_overlap", a.device, len(a), a, b, overlaps)
     return overlaps
 
 
@@ -199,7 +206,7 @@ def _points_in_polygons(points: Tensor, edges: Tensor, edge_offsets: Tensor) -> 
     require_finite(edges, "polygons")
     n, polygons = len(points), len(edge_offsets) - 1
     inside = _empty(points, n, polygons, dtype=torch.bool)
-    _launch(_C.points_in_polygons, points.device, n * polygons, polygons, points, edges, edge_offsets, inside)
+    launch("points_in_polygons", points.device, n * polygons, polygons, points, edges, edge_offsets, inside)
     return inside
 
 
@@ -207,7 +214,7 @@ def _project(points: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
     require_finite(points, "points")
     require_finite(edges, "polyline")
     along, distance = _empty(points, len(points)), _empty(points, len(points))
-    _launch(_C.project, points.device, len(points), points, len(edges), edges, along, distance)
+    launch("project", points.device, len(points), points, len(edges), edges, along, distance)
     return along, distance
 
 
@@ -215,13 +222,13 @@ def _time_to_collision(states: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
     require_finite(states, "states")
     require_finite(torch.where(valid[..., None], boxes, 0.0), "boxes (where valid)")
     seconds = _empty(states, len(states), STEPS)
-    _launch(_C.time_to_collision, states.device, len(states) * STEPS, states, boxes.shape[0], boxes.shape[1], boxes, valid, seconds)
+    launch("time_to_collision", states.device, len(states) * STEPS, states, boxes.shape[0], boxes.shape[1], boxes, valid, seconds)
     return seconds
 
 
 # --- registration -------------------------------------------------------------------------------------------------------
 
-_library = torch.library.Library("irlvla", "DEF")
+library = torch.library.Library("irlvla", "DEF")
 
 #: Integer and boolean arguments; all other tensors are float64.
 _DTYPES = dict.fromkeys(("time_us", "scene_offsets", "scene_index", "shift", "edge_offsets"), torch.int64)
@@ -240,10 +247,10 @@ def _register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) ->
                 raise InputError(f"irlvla::{name} needs {argument} as {want} on {args[0].device}, got {value.dtype} on {value.device}")
         return run(*(value.contiguous() if isinstance(value, Tensor) else value for value in args))
 
-    _library.define(schema)
+    library.define(schema)
     for device in ("CPU", "CUDA"):
-        _library.impl(name, checked, device)
-    torch.library.register_fake(f"irlvla::{name}", fake, lib=_library)
+        library.impl(name, checked, device)
+    torch.library.register_fake(f"irlvla::{name}", fake, lib=library)
 
 
 _register(

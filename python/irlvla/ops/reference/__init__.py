@@ -9,6 +9,7 @@ NAVSIM's branch v1.1. Surprising behaviour is the devkit's: published scores dep
   smoothness  Savitzky-Golay filter, comfort with and without history, extended comfort
   metrics     agents, areas, and the sub-metrics that need them
   scores      all of it together: EPDMS, PDMS v1, the human filter
+  pooling     features of cameras into a bird's-eye view, by points and by torch's embedding_bag
 
 Letters: N candidates, T poses of a plan, S steps of agents, A agents, P polygons, R rings, V vertices, L polyline points.
 Poses are (x, y, heading), states have the columns of `StateIndex`; metres, radians, seconds.
@@ -89,6 +90,14 @@ from irlvla.ops.reference.motion import (
     unwrap,
     velocity_profile,
     wrap,
+)
+from irlvla.ops.reference.pooling import (
+    Bags,
+    bags_of,
+    cells_of,
+    points_of,
+    voxel_pool,
+    voxel_pool_in_bags,
 )
 from irlvla.ops.reference.scores import (
     epdms,
@@ -184,16 +193,19 @@ __all__ = [
     "WIDTH",
     "Agents",
     "Areas",
+    "Bags",
     "Event",
     "acceleration_magnitude",
     "advance",
     "agents_of",
     "areas_of",
+    "bags_of",
     "box_centroids",
     "box_corners",
     "boxes_cross_ring",
     "boxes_overlap",
     "boxes_touch_polygons",
+    "cells_of",
     "centres",
     "comfort",
     "comfort_signals",
@@ -245,6 +257,7 @@ __all__ = [
     "orientation",
     "phase_unwrap",
     "points_in_polygons",
+    "points_of",
     "polygon_rings",
     "polygons_of",
     "principal",
@@ -272,6 +285,8 @@ __all__ = [
     "track",
     "unwrap",
     "velocity_profile",
+    "voxel_pool",
+    "voxel_pool_in_bags",
     "within_bounds",
     "wrap",
 ]
