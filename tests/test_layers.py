@@ -31,12 +31,14 @@ ARROWS = {
     "golden": {"types"},
     "conformance": {"golden", "scoring"},
     "components": {"types"},
+    "clusters": {"errors"},
+    "candidates": {"clusters", "components"},
     "hooks": {"components"},
     "registry": {"hooks"},
     "configuration": {"registry"},
     "checkpoint": {"registry"},
     "run": {"checkpoint", "configuration"},
-    "stages": {"run", "scoring", "shards"},
+    "stages": {"candidates", "plots", "run", "scoring", "shards"},
     "report": {"run", "scoring"},
     "cli": {"conformance", "pictures", "report", "scaffold", "stages", "testing"},
     "__main__": {"cli"},
@@ -47,8 +49,9 @@ ARROWS = {
     "records": {"components", "images", "ops"},
     "shards": {"pdm", "records"},
     "pictures": {"types"},
+    "plots": {"types"},
     "synthetic": {"records", "hooks", "scoring"},
-    "zoo": {"shards", "hooks", "scoring", "synthetic"},
+    "zoo": {"checkpoint", "clusters", "hooks", "scoring", "shards", "synthetic"},
 }
 
 # Packages and names that one file alone may use, whatever the layer.

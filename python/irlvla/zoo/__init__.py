@@ -5,20 +5,44 @@ from irlvla.hooks import hookimpl
 
 @hookimpl
 def irlvla_backbones() -> dict[str, str]:
-    return {"status": "irlvla.zoo.backbones.status:StatusBackbone"}
+    return {
+        "bev": "irlvla.zoo.backbones.bev:BevBackbone",
+        "status": "irlvla.zoo.backbones.status:StatusBackbone",
+        "vector": "irlvla.zoo.backbones.vector:VectorBackbone",
+        "vit": "irlvla.zoo.backbones.vit:VitBackbone",
+    }
+
+
+@hookimpl
+def irlvla_reasoners() -> dict[str, str]:
+    return {
+        "commands": "irlvla.zoo.reasoners.commands:CommandReasoner",
+        "driver": "irlvla.zoo.reasoners.driver:DriverReasoner",
+        "vlm": "irlvla.zoo.reasoners.vlm:VlmReasoner",
+    }
 
 
 @hookimpl
 def irlvla_planners() -> dict[str, str]:
     return {
         "constant_velocity": "irlvla.zoo.planners.constant_velocity:ConstantVelocityPlanner",
+        "diffusion": "irlvla.zoo.planners.diffusion:DiffusionPlanner",
+        "flow": "irlvla.zoo.planners.flow:FlowPlanner",
+        "gaussian": "irlvla.zoo.planners.gaussian:GaussianPlanner",
+        "human": "irlvla.zoo.planners.human:HumanPlanner",
         "pdm_closed": "irlvla.zoo.planners.pdm_closed:PdmClosedPlanner",
+        "vocabulary": "irlvla.zoo.planners.vocabulary:VocabularyPlanner",
     }
 
 
 @hookimpl
 def irlvla_reward_models() -> dict[str, str]:
-    return {"exact": "irlvla.zoo.rewards.exact:ExactReward"}
+    return {
+        "ensemble": "irlvla.zoo.rewards.ensemble:EnsembleReward",
+        "exact": "irlvla.zoo.rewards.exact:ExactReward",
+        "mix": "irlvla.zoo.rewards.mix:MixedReward",
+        "world_model": "irlvla.zoo.rewards.world_model:WorldModel",
+    }
 
 
 @hookimpl
