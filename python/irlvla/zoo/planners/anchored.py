@@ -66,7 +66,7 @@ class AnchoredPlanner(components.Planner):
         self.curves.fit(drives[known])
         self.anchors.copy_(anchors if anchors.shape[-1] == 3 else self.curves.poses(anchors.to(self.anchors)))
 
-    def _from_file(self) -> Float[Tensor, "M T 2|3"]:
+    def _from_file(self) -> Float[Tensor, "M T columns"]:
         path, count = self.config.anchors_file, self.config.anchors
         found = read_trajectories(path, self.config.poses)
         if len(found) != count:
@@ -96,7 +96,7 @@ class AnchoredPlanner(components.Planner):
         _, anchors = self.trace(plan)
         return nearest(self.curves.positions(anchors), self.anchors[..., :2])
 
-    def trace(self, plan: Plan) -> tuple[Float[Tensor, "B K D+1 T 2"], Float[Tensor, "B K T 2"]]:
+    def trace(self, plan: Plan) -> tuple[Float[Tensor, "B K states T 2"], Float[Tensor, "B K T 2"]]:
         """The chain of a plan and the anchors that it comes from, in coordinates.
 
         Raises `InputError` for a plan without a trace, or with that of another planner.

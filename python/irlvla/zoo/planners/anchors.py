@@ -31,7 +31,7 @@ def distances(drives: Float[Tensor, "*lead T 2"], anchors: Float[Tensor, "M T 2"
     return (drives[..., None, :, :] - anchors).norm(dim=-1).mean(-1)
 
 
-def read_trajectories(path: Path, poses: int) -> Float[Tensor, "K T 2|3"]:
+def read_trajectories(path: Path, poses: int) -> Float[Tensor, "K T columns"]:
     """Trajectories of a .npy file (K, T, 2 or 3): x, y [m] and perhaps heading [rad] in the ego frame, over the horizon of a plan.
 
     A file of more poses is thinned: of 40 every fifth where 8 are wanted.

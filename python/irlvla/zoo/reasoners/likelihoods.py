@@ -101,7 +101,9 @@ class VisionLanguageModel:
             spread = {"device_map": "auto"} if device == "auto" else {}
             try:
                 processor = transformers.AutoProcessor.from_pretrained(folder, **local)
-                model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.dtype, use_safetensors=True, **spread, **local)
+                model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+                    folder, dtype=self.dtype, use_safetensors=True, **spread, **local
+                )
             except Exception as error:
                 raise FileError(f"{self.source} is no image-text-to-text model that transformers can load: {_line(error)}") from error
             model = model if spread else model.to(device)
