@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,9 +221,9 @@ def test_published_vocabularies(shared_real):
 
 
 def test_files_that_hold_no_trajectories(tmp_path):
-    def written(name: str, values) -> str:
+    def written(name: str, values) -> Path:
         np.save(tmp_path / name, values, allow_pickle=True)
-        return str(tmp_path / name)
+        return tmp_path / name
 
     with pytest.raises(FileError, match="does not exist"):
         read_trajectories(tmp_path / "none.npy", 8)
@@ -240,7 +241,7 @@ def test_files_that_hold_no_trajectories(tmp_path):
         read_trajectories(written("poses.npy", np.zeros((20, 12, 2))), 8)
     with pytest.raises(FileError, match="NaN or infinity"):
         read_trajectories(written("nan.npy", np.full((20, 8, 2), np.nan)), 8)
-    planner = build("diffusion", anchors_file=written("few.npy", np.zeros((3, 8, 2))))
+    planner = build("diffusion", anchors_file=str(written("few.npy", np.zeros((3, 8, 2)))))
     with pytest.raises(ConfigError, match=r"planner 'diffusion' .*few.npy holds 3 trajectories, but anchors=20; set anchors=3"):
         planner.fit(humans())
 

@@ -125,6 +125,7 @@ class Planner(Component, nn.Module, ABC):
     """Drives. Built as `Class(config, width=D)`: the width of the tokens that it gets."""
 
     kind = "planner"
+    explore: bool = False  #: whether sample() draws from the density that log_prob() is of; set while it is reinforced
 
     @abstractmethod
     def loss(self, features: Features, human: Trajectory) -> dict[str, Float[Tensor, ""]]:

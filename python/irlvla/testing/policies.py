@@ -90,10 +90,9 @@ def plan_of(component: Planner, given: Example, k: int | None = None, seed: int 
 
 
 def explorer(subject: Subject) -> Planner:
-    """A planner as it is reinforced: one that tells driving from exploring (`explore`) explores."""
+    """A planner as it is reinforced: it explores."""
     component: Any = subject.build()
-    if hasattr(component, "explore"):
-        component.explore = True
+    component.explore = True
     return component
 
 

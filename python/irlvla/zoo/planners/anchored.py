@@ -41,7 +41,7 @@ class AnchoredPlanner(components.Planner):
         super().__init__(config)
         if abs(config.poses * config.interval - HORIZON) > 1e-6:
             raise ConfigError(f"{config.poses} poses, {config.interval} s apart, do not cover {HORIZON:g} s; take 8 and 0.5, or 40 and 0.1")
-        self.explore: bool = config.explore  # may be changed at any time: reinforcement explores, evaluation does not
+        self.explore = config.explore
         curves = Curves(config.poses, config.interval)
         self.decoder = TrajectoryDecoder(config, width, curves, chained=chained, refines=refines)
         self.register_buffer("anchors", self.curves.poses(fan(config.anchors, config.poses, config.interval)))
