@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstdint>
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -56,6 +56,26 @@ IRLVLA_INLINE void store(float* to, Floats value) {
 #endif
 }
 
+/// Past the caches; `to` is aligned to vectors.
+IRLVLA_INLINE void stream(float* to, Floats value) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, value);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(to, value);
+#elif defined(__SSE2__)
+  _mm_stream_ps(to, value);
+#else
+  store(to, value);
+#endif
+}
+
+/// What was streamed is there for other threads.
+IRLVLA_INLINE void fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 IRLVLA_INLINE Shorts load_shorts(const void* from) {
   Shorts value;
   __builtin_memcpy(&value, from, sizeof value);
@@ -63,6 +83,16 @@ IRLVLA_INLINE Shorts load_shorts(const void* from) {
 }
 
 IRLVLA_INLINE void store_shorts(void* to, Shorts value) { __builtin_memcpy(to, &value, sizeof value); }
+
+IRLVLA_INLINE void stream_shorts(void* to, Shorts value) {
+#if defined(__AVX512F__)
+  _mm256_stream_si256(static_cast<__m256i*>(to), as<__m256i>(value));
+#elif defined(__AVX2__)
+  _mm_stream_si128(static_cast<__m128i*>(to), as<__m128i>(value));
+#else
+  store_shorts(to, value);
+#endif
+}
 
 IRLVLA_INLINE Ints widen(Shorts value) {
 #if defined(__AVX512F__)
@@ -88,21 +118,21 @@ IRLVLA_INLINE Shorts narrow(Ints value) {  // the lower halves
 // bfloat16 is the upper half of a float32.
 IRLVLA_INLINE Floats load(const Bfloat* from) { return as<Floats>(widen(load_shorts(from)) << 16); }
 
-IRLVLA_INLINE void store(Bfloat* to, Floats value) {  // to nearest, ties to even
+IRLVLA_INLINE Shorts bfloats(Floats value) {  // to nearest, ties to even
   const Ints bits = as<Ints>(value), nan = value != value;
   const Ints rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  store_shorts(to, narrow((~nan & rounded) | (nan & 0x7fc0)));
+  return narrow((~nan & rounded) | (nan & 0x7fc0));
 }
 
 #if defined(__AVX512F__)
 
 IRLVLA_INLINE Floats load(const Half* from) { return _mm512_maskz_cvtph_ps(__mmask16{0xffff}, as<__m256i>(load_shorts(from))); }
-IRLVLA_INLINE void store(Half* to, Floats value) { store_shorts(to, as<Shorts>(_mm512_maskz_cvtps_ph(__mmask16{0xffff}, value, _MM_FROUND_TO_NEAREST_INT))); }
+IRLVLA_INLINE Shorts halves(Floats value) { return as<Shorts>(_mm512_maskz_cvtps_ph(__mmask16{0xffff}, value, _MM_FROUND_TO_NEAREST_INT)); }
 
 #elif defined(__AVX2__)
 
 IRLVLA_INLINE Floats load(const Half* from) { return _mm256_cvtph_ps(as<__m128i>(load_shorts(from))); }
-IRLVLA_INLINE void store(Half* to, Floats value) { store_shorts(to, as<Shorts>(_mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT))); }
+IRLVLA_INLINE Shorts halves(Floats value) { return as<Shorts>(_mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)); }
 
 #else
 
@@ -114,17 +144,22 @@ IRLVLA_INLINE Floats load(const Half* from) {
   return as<Floats>(as<Ints>(scaled) | infinite | (h & 0x8000) << 16);
 }
 
-IRLVLA_INLINE void store(Half* to, Floats value) {  // to nearest, ties to even
+IRLVLA_INLINE Shorts halves(Floats value) {  // to nearest, ties to even
   const Ints bits = as<Ints>(value), magnitude = bits & 0x7fffffff, sign = (bits >> 16) & 0x8000;
   const Ints nan = magnitude > 0x7f800000, huge = magnitude >= 0x477ff000, tiny = magnitude < 0x38800000;
   const Ints normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
   // Adding 0.5 leaves a subnormal half in the last bits, rounded as the addition rounds.
   const Ints subnormal = as<Ints>(as<Floats>(magnitude & tiny) + 0.5f) - 0x3f000000;
   const Ints finite = (tiny & subnormal) | (~tiny & normal), special = 0x7c00 | (nan & 0x200);
-  store_shorts(to, narrow(sign | (huge & special) | (~huge & finite)));
+  return narrow(sign | (huge & special) | (~huge & finite));
 }
 
 #endif
+
+IRLVLA_INLINE void store(Half* to, Floats value) { store_shorts(to, halves(value)); }
+IRLVLA_INLINE void store(Bfloat* to, Floats value) { store_shorts(to, bfloats(value)); }
+IRLVLA_INLINE void stream(Half* to, Floats value) { stream_shorts(to, halves(value)); }
+IRLVLA_INLINE void stream(Bfloat* to, Floats value) { stream_shorts(to, bfloats(value)); }
 
 IRLVLA_INLINE Floats splat(float value) { return value - Floats{}; }
 

@@ -237,6 +237,7 @@ struct Rows {
 /// Some cells of a sample, by their places in the order of visits.
 struct Cells {
   int64_t sample, begin, end;
+  bool stream;  // whether sums go past the caches
 };
 
 /// One block of channels, that begins at `channel`, of some cells.
@@ -270,7 +271,9 @@ template <int kVectors> void pool_block(const VoxelPoolTask& task, const Rows& f
     }
     as_type(task.bev_number, task.bev, [&](auto* bev) {
       auto* out = bev + (cells.sample * plan.cells + cell) * task.channels + channel;
-      if (count == kVectors * kLanes) {
+      if (cells.stream) {
+        for (int k = 0; k < kVectors; ++k) stream(out + k * kLanes, sums[k]);
+      } else if (count == kVectors * kLanes) {
         for (int k = 0; k < kVectors; ++k) store(out + k * kLanes, sums[k]);
       } else {
         float row[kVectors * kLanes];
@@ -279,6 +282,7 @@ template <int kVectors> void pool_block(const VoxelPoolTask& task, const Rows& f
       }
     });
   }
+  if (cells.stream) fence();
 }
 
 template <int kVectors = kMostVectors> void pool(const VoxelPoolTask& task, const Rows& features, const Cells& cells) {
@@ -301,6 +305,13 @@ Rows read_features(const VoxelPoolTask& task, int64_t sample, float* copy, int t
   return {copy, pitch};
 }
 
+/// A large result would leave the caches before it is read, and its memory is not in them when it is written.
+bool is_streamed(const VoxelPoolTask& task) {
+  const int64_t number = task.bev_number == Number::float32 ? 4 : 2, bytes = task.batch * task.plan.cells * task.channels * number;
+  const bool whole = task.channels == Blocks(task.channels).pitch && reinterpret_cast<uintptr_t>(task.bev) % (kLanes * number) == 0;
+  return whole && bytes >= 2 << 20;
+}
+
 void forward(const VoxelPoolTask& task, int threads) {
   constexpr int64_t kChunk = 128;
   const PoolPlan& plan = task.plan;
@@ -309,12 +320,13 @@ void forward(const VoxelPoolTask& task, int threads) {
   if (task.softmax)
     parallel_for(task.batch * columns, threads,
                  [&](int64_t column) { softmax(static_cast<float*>(task.weights) + column * size, plan.bins, plan.height); });
+  const bool stream = is_streamed(task);
   const bool as_they_are = task.feature_number == Number::float32 && task.channels == pitch;
   const Scratch copy(as_they_are ? 0 : columns * plan.height * pitch);
   for (int64_t sample = 0; sample < task.batch; ++sample) {
     const Rows features = read_features(task, sample, as_they_are ? nullptr : copy.get(), threads);
     parallel_for(parts(plan.cells, kChunk), threads,
-                 [&](int64_t i) { pool(task, features, {sample, i * kChunk, smaller((i + 1) * kChunk, plan.cells)}); });
+                 [&](int64_t i) { pool(task, features, {sample, i * kChunk, smaller((i + 1) * kChunk, plan.cells), stream}); });
   }
 }
 

@@ -53,7 +53,8 @@ struct VoxelPoolTask {
   const void* depth;     // batch, camera, bin, row, column, as `depth_strides` says: weights, or with `softmax` their logits over bins
   DepthStrides depth_strides;
   bool softmax;
-  void* weights;  // out: batch, camera, column, bin, row; float32 with `softmax` and on the CPU, else as depth
+  void* weights;  // out: batch, camera, column, bin, row; float32 with `softmax` and on the CPU, else as depth. The address of
+                  // `depth`: that is so already, and there is nothing to prepare
   void* bev;      // out: batch, cell, channel; every cell is written
 };
 

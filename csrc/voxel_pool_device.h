@@ -223,8 +223,11 @@ template <class... Parameters> const char* launch(void (*kernel)(Parameters...),
 
 // --- blocks of pixel columns ----------------------------------------------------------------------------------------
 
-constexpr int kRows = 16;       // image rows that a warp takes of a pixel column
+constexpr int kRows = 16;        // image rows that a warp takes of a pixel column
 constexpr int kMostColumns = 8;  // adjacent ones of a block, one per warp, so that depth moves in whole sectors
+
+/// A bit for each of the 16 image rows before this one.
+__device__ inline unsigned below(int row) { return (1u << min(max(row, 0), kRows)) - 1; }
 
 /// A warp's share of the work on pixel columns, and where a block finds its bins of depth in shared memory.
 struct ColumnBlock {
@@ -282,17 +285,20 @@ struct ColumnBlock {
   }
 };
 
-/// How many columns a block takes: few where there are few, and no more than shared memory holds; 0 if not even one fits.
+/// How many columns a block takes: few where there are few, or where two blocks of many would not fit; 0 if not even one does.
 int columns_per_block(const PoolPlan& plan, int64_t batch, size_t bytes_per_column) {
   int device = 0, most = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
-  int columns = batch * plan.cameras * plan.width >= 4096 ? kMostColumns : kMostColumns / 2;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  if (cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
+  const bool many = batch * plan.cameras * plan.width >= 4096 && 2 * kMostColumns * bytes_per_column <= static_cast<size_t>(most);
+  int columns = many ? kMostColumns : kMostColumns / 2;
   while (columns && columns * bytes_per_column > static_cast<size_t>(most)) columns /= 2;
   return columns;
 }
 
 Launch launch_of(const PoolPlan& plan, int64_t batch, int columns, size_t bytes_per_column, void* stream) {
-  return {batch * plan.cameras * chunks_of(plan.height, kRows) * chunks_of(plan.width, columns), 32 * columns, columns * bytes_per_column, stream};
+  const int64_t blocks = batch * plan.cameras * chunks_of(plan.height, kRows) * chunks_of(plan.width, columns);
+  return {blocks, 32 * columns, columns * bytes_per_column, stream};
 }
 
 constexpr const char* kTooDeep = "a pixel column with so many depth bins does not fit the shared memory of this GPU";

@@ -153,7 +153,9 @@ template <class T> T __shfl_sync(unsigned, T value, int from) {
     return other;
   });
 }
-template <class T> T __shfl_xor_sync(unsigned mask, T value, int bits) { return __shfl_sync(mask, value, static_cast<int>(emulation::lane()) ^ bits); }
+template <class T> T __shfl_xor_sync(unsigned mask, T value, int bits) {
+  return __shfl_sync(mask, value, static_cast<int>(emulation::lane()) ^ bits);
+}
 inline unsigned __ballot_sync(unsigned, bool vote) {
   return emulation::exchange({{vote}, nullptr}, [] {
     unsigned votes = 0;

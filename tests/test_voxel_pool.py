@@ -234,7 +234,7 @@ def run(script: str, **environment: str) -> None:
     """In a process of its own."""
     code = textwrap.dedent(script)
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

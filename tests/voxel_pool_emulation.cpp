@@ -36,7 +36,7 @@ const char* pool_by_column(const VoxelPoolTask& task) {
       using F = std::remove_pointer_t<decltype(feature)>;
       using W = std::remove_pointer_t<decltype(weight)>;
       if constexpr (sizeof(F) == 2 && (sizeof(W) == 4 || kNumber<F> == kNumber<W>))
-        return channel_tiles(task.channels) == 4 ? launch_columns<F, W, 4>(task, nullptr) : launch_columns<F, W, 5>(task, nullptr);
+        return launch_columns<F, W>(task, nullptr);
       return "no matrix products of these types";
     });
   });
@@ -51,7 +51,7 @@ int main(int, char** arguments) {
   const auto [kind, order, shift, softmax] = std::array{n[0], n[1], n[2], n[3]};
   emulation::order = static_cast<int>(order);
   std::vector<Buffer> buffers;
-  for (const int64_t count = kind == 2 ? 11 : 9; static_cast<int64_t>(buffers.size()) < count;) buffers.emplace_back(file, buffers.size() < 5 ? 0 : shift);
+  for (size_t i = 0; i < (kind == 2 ? 11 : 9); ++i) buffers.emplace_back(file, i < 5 ? 0 : shift);
   std::fclose(file);
   const auto table = [&](int i) { return reinterpret_cast<const int32_t*>(buffers[i].get()); };
   const auto number = [&](int i) { return static_cast<Number>(n[i]); };
@@ -65,7 +65,8 @@ int main(int, char** arguments) {
                                         nullptr);
   } else {
     char* weights = n[20] ? buffers[6].get() : buffers[7].get();
-    const VoxelPoolTask task = {plan, n[4], n[5], number(12), number(13), number(14), number(15), buffers[5].get(), buffers[6].get(), strides, softmax != 0, weights, buffers[8].get()};
+    const VoxelPoolTask task = {plan,       n[4],    n[5],         number(12), number(13),        number(14), number(15), buffers[5].get(),
+                                buffers[6].get(), strides, softmax != 0, weights,    buffers[8].get()};
     problem = kind == 1 ? pool_by_column(task) : cuda::voxel_pool(task, nullptr);
   }
   if (problem) emulation::fail(problem);
