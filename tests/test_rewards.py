@@ -485,6 +485,16 @@ def test_calibration_makes_the_sure_less_sure_and_keeps_their_order():
     assert again["dac"] == report["dac"]
 
 
+def test_judgements_of_many_batches_are_calibrated_together(scenes, vocabulary):
+    model, obs, made = world_model(), observations(scenes), candidates_of(scenes, vocabulary)
+    with torch.no_grad():
+        parts = [model(obs[rows], scenes[rows], made.plan[rows]) for rows in (slice(0, 20), slice(20, 48))]
+    report = model.calibrate(type(parts[0]).cat(parts), irlvla.epdms(scenes, made.plan))
+    assert set(report) == set(LEARNED)
+    for name, (before, after) in report.items():
+        assert after <= before, name
+
+
 def test_calibration_changes_values_not_logits():
     model = world_model()
     before, (obs, scene, plan) = judged(model)

@@ -7,7 +7,6 @@ discrete-time hazard model of competing risks). So a drive is as good as its wor
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,14 +14,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from irlvla.types import PROGRESS_THRESHOLD
+from irlvla.types import HORIZON, PROGRESS_THRESHOLD
 from irlvla.zoo.layers import Attention, FeedForward, mlp
 from irlvla.zoo.rewards.network import Surroundings
 
 SAFE = 4.0  #: logit by which a new network thinks a moment safe: of ten, one in six drives fails
 ALONG = 4.0  #: logit of how much of a drive a new network takes to be along the route
-DISTANCES = 47  #: that the reference may get, from 5 to 110 m, each 7 % farther
-FARTHEST = 110.0  #: metres
+DISTANCES = PROGRESS_THRESHOLD * 22.0 ** torch.linspace(0.0, 1.0, 47)  #: that the reference may get [m], each 7 % farther
+BELLS = 4
+SHIFTS = (-1.0, 0.2)  #: from where the bells of a new network stand to that of constant speed: e times less far, a fifth farther
+NARROWEST = 0.03  #: deviation of a bell
 
 
 class EventHead(nn.Module):
@@ -65,8 +66,12 @@ def _before(moments: Float[Tensor, "*n S C"]) -> Float[Tensor, "*n S"]:
 class ReferenceHead(nn.Module):
     """How far the reference of EP gets in a scene: a query reads the surroundings, and from it come log-probabilities of distances.
 
-    The first stands for at most 5 m, where EP is 1 for everybody.
+    The first stands for at most 5 m, where EP is 1 for everybody. The others are a mixture of bells over the logarithm of the
+    distance, each so far from that of constant speed.
     """
+
+    distances: Tensor
+    shifts: Tensor
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -74,15 +79,22 @@ class ReferenceHead(nn.Module):
         self.query = nn.Parameter(0.02 * torch.randn(width))
         self.read = nn.ModuleList(Attention(width, config.heads, config.dropout) for _ in range(config.layers))
         self.feed = nn.ModuleList(FeedForward(width, config.expansion * width, config.dropout) for _ in range(config.layers))
-        self.distance = nn.Sequential(nn.LayerNorm(width), mlp(width, width, DISTANCES + 1))
+        self.bells = nn.Sequential(nn.LayerNorm(width), mlp(width, width, 1 + 3 * BELLS))
+        self.register_buffer("distances", DISTANCES.log(), persistent=False)
+        self.register_buffer("shifts", torch.linspace(*SHIFTS, BELLS), persistent=False)
 
-    def forward(self, around: Surroundings, batch: int) -> Float[Tensor, "B DISTANCES+1"]:
-        query = self.query.expand(batch, 1, -1)
+    def forward(self, around: Surroundings, speed: Float[Tensor, " B"]) -> Float[Tensor, "B N+1"]:
+        query = self.query.expand(len(speed), 1, -1)
         if around.status is not None:
             query = query + around.status[:, None]
         for read, feed in zip(self.read, self.feed, strict=True):
             query = feed(query if around.tokens is None else read(query, around.tokens, around.valid))
-        return functional.log_softmax(self.distance(query[:, 0]).float(), -1)
+        none, weight, shift, scale = self.bells(query[:, 0]).float().split([1, BELLS, BELLS, BELLS], -1)
+        centre = (HORIZON * speed).clamp(min=PROGRESS_THRESHOLD).log()[:, None] + self.shifts + shift
+        scale = NARROWEST + functional.softplus(scale - 1.0)
+        away = (self.distances[:, None] - centre[:, None]) / scale[:, None]
+        bells = (weight - scale.log())[:, None] - away.square() / 2.0
+        return functional.log_softmax(torch.cat([none, bells.logsumexp(-1)], -1), -1)
 
 
 class ProgressHead(nn.Module):
@@ -96,18 +108,18 @@ class ProgressHead(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.share = mlp(2 * width, width, 1)
-        steps = torch.linspace(math.log(PROGRESS_THRESHOLD), math.log(FARTHEST), DISTANCES)
-        self.register_buffer("distances", steps.exp(), persistent=False)
+        self.register_buffer("distances", DISTANCES, persistent=False)
 
     def forward(
-        self, whole: Float[Tensor, "B K 2*D"], length: Float[Tensor, "B K"], reference: Float[Tensor, "B DISTANCES+1"]
+        self, whole: Float[Tensor, "B K 2*D"], length: Float[Tensor, "B K"], reference: Float[Tensor, "B N+1"]
     ) -> Float[Tensor, "B K"]:
         progress = length.float() * (ALONG + self.share(whole).float().squeeze(-1)).sigmoid()
         earned = functional.pad((progress[..., None] / self.distances).clamp(max=1.0), (1, 0), value=1.0)
         return (earned * reference.exp()[:, None]).sum(-1)
 
-    def place(self, metres: Float[Tensor, "*n"]) -> Float[Tensor, "*n DISTANCES+1"]:
+    def place(self, metres: Float[Tensor, " B"]) -> Float[Tensor, "B N+1"]:
         """A distance as such a distribution: all of it on the two that are next to it, by their logarithms."""
-        row = (metres.clamp(min=1e-3) / PROGRESS_THRESHOLD).log() / math.log(FARTHEST / PROGRESS_THRESHOLD) * (DISTANCES - 1)
-        row = torch.where(metres <= PROGRESS_THRESHOLD, 0.0, 1.0 + row.clamp(max=DISTANCES - 1.0))
-        return (1.0 - (row[..., None] - torch.arange(DISTANCES + 1, device=metres.device)).abs()).clamp(min=0.0)
+        low, step = self.distances[0].log(), self.distances.log().diff().mean()
+        row = ((metres.clamp(min=1e-3).log() - low) / step).clamp(max=len(self.distances) - 1.0)
+        row = torch.where(metres <= PROGRESS_THRESHOLD, 0.0, 1.0 + row)
+        return (1.0 - (row[..., None] - torch.arange(len(self.distances) + 1, device=metres.device)).abs()).clamp(min=0.0)

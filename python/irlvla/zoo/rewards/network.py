@@ -20,7 +20,8 @@ Group = Literal["bev", "agents", "map", "status"]
 SINES = 16  # numbers that a length or a time is encoded as
 LONGEST = 16.0  # wavelength for times [s]
 MOTION = 6  # numbers of `motion`
-AGENT = 4  # numbers that say where an agent will be: place [10 m] and direction
+AGENT = 4  # numbers that say where an agent is and how it moves
+SCALE = 10.0  # what is usual of them [m, m/s]
 NEAR = (4.0, 2.0)  # metres along and across the car, within which the place of an agent is told precisely
 
 
@@ -83,7 +84,7 @@ class DriveNetwork(nn.Module):
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for name, layer in self.groups.items():
             tokens, valid = getattr(features, name), getattr(features, f"{name}_valid")
-            if tokens is not None:
+            if tokens is not None and tokens.shape[1]:
                 found[name] = layer(tokens), tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if valid is None else valid
         agents, agents_valid = found.get("agents", (None, None))
         if bev is not None and extent is not None and self.pool is not None:
@@ -112,7 +113,7 @@ class DriveNetwork(nn.Module):
             seen = sample_bev(around.bev, around.extent.float(), under(poses))
             tokens = tokens + self.ground(seen.flatten(-2))
         if self.meet is not None and around.agents is not None and around.agents_valid is not None:
-            tokens = tokens + self.meet(tokens, poses, around.agents, around.agents_valid, clock)
+            tokens = tokens + self.meet(tokens, poses, around.agents, around.agents_valid, times)
         for layer in self.layers:
             tokens = layer(tokens, around.tokens, around.valid)
         return self.norm(tokens)
@@ -131,14 +132,15 @@ class DriveNetwork(nn.Module):
 class Meetings(nn.Module):
     """Which agents are where the car is, at the same time.
 
-    From its token follows where an agent will be at each moment; nobody tells it, it is learned from who collides. The place is seen
-    from the car, and the greatest of each channel over all agents is kept: the most dangerous one counts.
+    From its token follows where an agent is and how it moves, straight on but for what the network knows better; nobody tells it, it
+    is learned from who collides. The place is seen from the car, and the greatest of each channel over all agents is kept: the most
+    dangerous one counts.
     """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         width, hidden = config.width, config.meetings
-        self.future = mlp(width + SINES, width, AGENT)
+        self.present, self.deviation = mlp(width, width, AGENT), mlp(width + SINES, width, 2)
         self.who, self.here, self.place = nn.Linear(width, hidden), nn.Linear(width, hidden), nn.Linear(6, hidden)
         self.pair = nn.Sequential(nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
         self.out = nn.Linear(hidden, width)
@@ -149,24 +151,38 @@ class Meetings(nn.Module):
         poses: Float[Tensor, "B K S 3"],
         agents: Float[Tensor, "B A D"],
         valid: Bool[Tensor, "B A"],
-        clock: Float[Tensor, "S N"],
+        times: Float[Tensor, " S"],
     ) -> Float[Tensor, "B K S D"]:
-        moments = clock[:, None].expand(len(agents), -1, agents.shape[1], -1)
-        future = self.future(torch.cat([agents[:, None].expand(-1, len(clock), -1, -1), moments], -1)).float()  # B S A 4
-        pairs = self.place(_seen_from(poses, future)) + self.who(agents)[:, None, None] + self.here(tokens)[..., None, :]
+        place, velocity = self._futures(agents, times)
+        pairs = self.place(_seen_from(poses, place, velocity)) + self.who(agents)[:, None, None] + self.here(tokens)[..., None, :]
         pairs = self.pair(pairs).masked_fill(~valid[:, None, None, :, None], 0.0)
         return self.out(pairs.amax(-2))
 
+    def _futures(
+        self, agents: Float[Tensor, "B A D"], times: Float[Tensor, " S"]
+    ) -> tuple[Float[Tensor, "B S A 2"], Float[Tensor, "B 1 A 2"]]:
+        """Where agents will be [m], and their velocities [m/s]."""
+        place, velocity = (SCALE * self.present(agents).float()).split(2, -1)
+        clock = sinusoids(times[:, None], SINES, LONGEST)[:, None].expand(len(agents), -1, agents.shape[1], -1)
+        deviation = self.deviation(torch.cat([agents[:, None].expand(-1, len(times), -1, -1), clock], -1)).float()
+        there = place[:, None] + times[:, None, None] * (velocity[:, None] + deviation)
+        return there, velocity[:, None]
 
-def _seen_from(poses: Float[Tensor, "B K S 3"], future: Float[Tensor, "B S A 4"]) -> Float[Tensor, "B K S A 6"]:
-    """Places and directions of agents from the centre of the car: ahead and to the left, precise where they are near, and far."""
-    x, y, heading = poses[..., None].unbind(-2)
-    cos, sin = heading.cos(), heading.sin()
-    there_x, there_y, direction_x, direction_y = future[:, None].unbind(-1)
-    dx, dy = 10.0 * there_x - x - FOOTPRINT[0][0] * cos, 10.0 * there_y - y - FOOTPRINT[0][0] * sin
-    along, across = cos * dx + sin * dy, cos * dy - sin * dx
-    same, aside = cos * direction_x + sin * direction_y, cos * direction_y - sin * direction_x
-    return torch.stack([(along / NEAR[0]).tanh(), (across / NEAR[1]).tanh(), along / 20.0, across / 20.0, same, aside], -1)
+
+def _seen_from(
+    poses: Float[Tensor, "B K S 3"], place: Float[Tensor, "B S A 2"], velocity: Float[Tensor, "B 1 A 2"]
+) -> Float[Tensor, "B K S A 6"]:
+    """Places and velocities of agents from the centre of the car: ahead and to the left, precise where they are near, and far."""
+    cos, sin = poses[..., 2, None].cos(), poses[..., 2, None].sin()
+
+    def turned(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return cos * x + sin * y, cos * y - sin * x
+
+    there = place[:, None]
+    along, across = turned(there[..., 0] - poses[..., 0, None], there[..., 1] - poses[..., 1, None])
+    along = along - FOOTPRINT[0][0]
+    fast, aside = turned(velocity[:, None, ..., 0] / SCALE, velocity[:, None, ..., 1] / SCALE)
+    return torch.stack([(along / NEAR[0]).tanh(), (across / NEAR[1]).tanh(), along / 20.0, across / 20.0, fast, aside], -1)
 
 
 class _Layer(nn.Module):

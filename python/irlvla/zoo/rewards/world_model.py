@@ -151,7 +151,7 @@ class WorldModel(components.RewardModel):
         whole = torch.cat([tokens.mean(-2), tokens.amax(-2)], -1)
         moments = {name: head(tokens, whole) for name, head in self.events.items()}
         length = nn.functional.pad(poses[..., :2], (0, 0, 1, 0)).diff(dim=-2).norm(dim=-1).sum(-1)
-        reference = self.reference(around, len(obs))
+        reference = self.reference(around, speed)
         progress = self.progress(whole, length, reference)
         logits = {name: outcome(value) for name, value in moments.items()}
         values = {"ep": progress} | {name: self._expected(name, value) for name, value in logits.items()}
