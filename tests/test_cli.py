@@ -54,6 +54,7 @@ class Moody(irlvla.Planner):
         if self.config.mood == "misuses":
             irlvla.Plan.cat([])
         if self.config.mood == "interrupts":
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
             os.kill(os.getpid(), signal.SIGINT)
         return irlvla.Plan(torch.zeros(len(features.observation), k, 8, 3))
 
