@@ -47,6 +47,8 @@ template <class Pointer, class Work> void as_type(Number number, Pointer* pointe
   }
 }
 
+int64_t bytes_of(Number number) { return number == Number::float32 ? 4 : 2; }
+
 // Always inline: the compiler drops calls of a function that does nothing but this.
 IRLVLA_INLINE void prefetch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
@@ -105,13 +107,28 @@ void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t col
 
 // --- weights --------------------------------------------------------------------------------------------------------
 
-/// How depth and weights [column][bin][row] of a camera map to each other: as planes, each a matrix and its transpose. The
-/// columns of that matrix are the bins where those are neighbours in memory, else the pixel columns.
+/// Neighbouring pixel columns of a camera, that one task works on.
+struct Group {
+  int64_t camera, first, count;  // the camera of the batch
+};
+
+template <class Work> void each_group(const PoolPlan& plan, int64_t batch, int threads, Work&& work) {
+  constexpr int64_t kColumns = 8;
+  const int64_t groups = parts(plan.width, kColumns);
+  parallel_for(batch * plan.cameras * groups, threads, [&](int64_t i) {
+    const int64_t first = i % groups * kColumns;
+    work(Group{i / groups, first, smaller(kColumns, plan.width - first)});
+  });
+}
+
+/// How depth maps to the weights [column][bin][row] of a group: as planes, each a matrix with a row per image row and its
+/// transpose. The columns of the matrix are the bins where those are neighbours in memory, else the pixel columns.
 struct Planes {
-  Planes(const PoolPlan& plan, const DepthStrides& s)
+  Planes(const PoolPlan& plan, const DepthStrides& s, const Group& group)
       : by_bin(s.bin != 1),
-        count(by_bin ? plan.bins : plan.width),
-        columns(by_bin ? plan.width : plan.bins),
+        count(by_bin ? plan.bins : group.count),
+        columns(by_bin ? group.count : plan.bins),
+        depth(group.camera * s.camera + group.first * s.column),
         depth_step(by_bin ? s.bin : s.column),
         depth_stride(by_bin ? s.column : s.bin),
         weights_step(by_bin ? plan.height : plan.bins * plan.height),
@@ -119,47 +136,46 @@ struct Planes {
 
   bool by_bin;
   int64_t count, columns;
+  int64_t depth;                         // where the first plane begins
   int64_t depth_step, depth_stride;      // from plane to plane, from column to column
   int64_t weights_step, weights_stride;  // the same
 };
 
-/// Calls work(depth or weights offset of a plane, rows) for all planes of a batch, in parallel; rows is memory for one plane.
-template <class Work> void each_plane(const PoolPlan& plan, int64_t batch, const DepthStrides& s, int threads, Work&& work) {
-  constexpr int64_t kChunk = 8;
-  const Planes planes(plan, s);
-  const int64_t chunks = parts(planes.count, kChunk), pixels = plan.height * plan.width;
-  parallel_for(batch * plan.cameras * chunks, threads, [&](int64_t i) {
-    const int64_t camera = i / chunks, first = i % chunks * kChunk, last = smaller(first + kChunk, planes.count);
-    const Scratch rows(plan.height * planes.columns);
-    for (int64_t p = first; p < last; ++p)
-      work(planes, camera * s.camera + p * planes.depth_step, camera * pixels * plan.bins + p * planes.weights_step, rows.get());
-  });
-}
-
-void read_depth(const VoxelPoolTask& task, int threads) {
+void read_depth(const VoxelPoolTask& task, const Group& group, float* weights) {
   const int64_t height = task.plan.height, row = task.depth_strides.row;
+  const Planes planes(task.plan, task.depth_strides, group);
+  const int64_t n = planes.columns, stride = planes.depth_stride;
+  const Scratch rows(height * n);
   as_type(task.depth_number, task.depth, [&](auto* depth) {
-    each_plane(task.plan, task.batch, task.depth_strides, threads, [&](const Planes& planes, int64_t from, int64_t to, float* rows) {
-      const int64_t n = planes.columns, stride = planes.depth_stride;
-      float* const weights = static_cast<float*>(task.weights) + to;
+    depth += planes.depth;
+    for (int64_t p = 0; p < planes.count; ++p, depth += planes.depth_step, weights += planes.weights_step) {
       if constexpr (std::is_same_v<decltype(depth), const float*>)
-        if (stride == 1) return transpose(depth + from, row, height, n, weights, planes.weights_stride);
-      for (int64_t v = 0; v < height; ++v) copy_row(depth + from + v * row, stride, n, rows + v * n, 1);
-      transpose(rows, n, height, n, weights, planes.weights_stride);
-    });
+        if (stride == 1) {
+          transpose(depth, row, height, n, weights, planes.weights_stride);
+          continue;
+        }
+      for (int64_t v = 0; v < height; ++v) copy_row(depth + v * row, stride, n, rows.get() + v * n, 1);
+      transpose(rows.get(), n, height, n, weights, planes.weights_stride);
+    }
   });
 }
 
-void write_depth_grad(const VoxelPoolBackwardTask& task, const float* weights_grad, int threads) {
+void write_depth_grad(const VoxelPoolBackwardTask& task, const Group& group, const float* weights_grad) {
   const int64_t height = task.plan.height, row = task.depth_strides.row;
+  const Planes planes(task.plan, task.depth_strides, group);
+  const int64_t n = planes.columns, stride = planes.depth_stride;
+  const Scratch rows(height * n);
   as_type(task.depth_number, task.depth_grad, [&](auto* depth_grad) {
-    each_plane(task.plan, task.batch, task.depth_strides, threads, [&](const Planes& planes, int64_t to, int64_t from, float* rows) {
-      const int64_t n = planes.columns, stride = planes.depth_stride;
+    depth_grad += planes.depth;
+    for (int64_t p = 0; p < planes.count; ++p, depth_grad += planes.depth_step, weights_grad += planes.weights_step) {
       if constexpr (std::is_same_v<decltype(depth_grad), float*>)
-        if (stride == 1) return transpose(weights_grad + from, planes.weights_stride, n, height, depth_grad + to, row);
-      transpose(weights_grad + from, planes.weights_stride, n, height, rows, n);
-      for (int64_t v = 0; v < height; ++v) copy_row(rows + v * n, 1, n, depth_grad + to + v * row, stride);
-    });
+        if (stride == 1) {
+          transpose(weights_grad, planes.weights_stride, n, height, depth_grad, row);
+          continue;
+        }
+      transpose(weights_grad, planes.weights_stride, n, height, rows.get(), n);
+      for (int64_t v = 0; v < height; ++v) copy_row(rows.get() + v * n, 1, n, depth_grad + v * row, stride);
+    }
   });
 }
 
@@ -307,7 +323,7 @@ Rows read_features(const VoxelPoolTask& task, int64_t sample, float* copy, int t
 
 /// A large result would leave the caches before it is read, and its memory is not in them when it is written.
 bool is_streamed(const VoxelPoolTask& task) {
-  const int64_t number = task.bev_number == Number::float32 ? 4 : 2, bytes = task.batch * task.plan.cells * task.channels * number;
+  const int64_t number = bytes_of(task.bev_number), bytes = task.batch * task.plan.cells * task.channels * number;
   const bool whole = task.channels == Blocks(task.channels).pitch && reinterpret_cast<uintptr_t>(task.bev) % (kLanes * number) == 0;
   return whole && bytes >= 2 << 20;
 }
@@ -316,10 +332,11 @@ void forward(const VoxelPoolTask& task, int threads) {
   constexpr int64_t kChunk = 128;
   const PoolPlan& plan = task.plan;
   const int64_t columns = plan.cameras * plan.width, size = plan.bins * plan.height, pitch = Blocks(task.channels).pitch;
-  read_depth(task, threads);
-  if (task.softmax)
-    parallel_for(task.batch * columns, threads,
-                 [&](int64_t column) { softmax(static_cast<float*>(task.weights) + column * size, plan.bins, plan.height); });
+  each_group(plan, task.batch, threads, [&](const Group& group) {
+    float* const weights = static_cast<float*>(task.weights) + (group.camera * plan.width + group.first) * size;
+    read_depth(task, group, weights);
+    for (int64_t i = 0; i < group.count && task.softmax; ++i) softmax(weights + i * size, plan.bins, plan.height);
+  });
   const bool stream = is_streamed(task);
   const bool as_they_are = task.feature_number == Number::float32 && task.channels == pitch;
   const Scratch copy(as_they_are ? 0 : columns * plan.height * pitch);
@@ -362,45 +379,72 @@ void add_sums(const Floats (&values)[1], float* to) {
   *to += (sums[0] + sums[2]) + (sums[1] + sums[3]);
 }
 
+/// Image rows of a pixel column in one block of channels, that see one cell: weights, features and their gradients.
+struct Pixels {
+  int64_t count, pitch;
+  const float* weights;
+  float* weights_grad;
+  const float* features;
+  float* features_grad;
+};
+
+template <int kVectors, bool kFeatures, bool kWeights> IRLVLA_INLINE void differentiate_pixels(const Floats (&grad)[kVectors], const Pixels& p) {
+  const auto rows = [&](int64_t first, auto count) __attribute__((always_inline)) {
+    constexpr int kRows = decltype(count)::value;
+    Floats dots[kRows] = {};
+    for (int i = 0; i < kRows; ++i) {
+      const int64_t at = (first + i) * p.pitch;
+      const Floats w = splat(p.weights[first + i]);
+      for (int k = 0; k < kVectors; ++k) {
+        if (kWeights) dots[i] += grad[k] * load(p.features + at + k * kLanes);
+        if (kFeatures) store(p.features_grad + at + k * kLanes, load(p.features_grad + at + k * kLanes) + w * grad[k]);
+      }
+    }
+    if (kWeights) add_sums(dots, p.weights_grad + first);
+  };
+  int64_t i = 0;
+  for (; i + 4 <= p.count; i += 4) rows(i, Count<4>{});
+  for (; i < p.count; ++i) rows(i, Count<1>{});
+}
+
+/// Whether the next run is that of the same pixels in the same cell, at the next depth.
+bool continues(const ColumnRun* run, const ColumnRun* end) {
+  return run + 1 < end && run[1].cell == run->cell && run[1].first == run->first && run[1].length == run->length;
+}
+
 /// The gradients of one block of channels, that begins at `channel`.
 template <int kVectors, bool kFeatures, bool kWeights> void differentiate_block(const Column& c, int64_t channel) {
   const VoxelPoolBackwardTask& task = c.task;
   const int64_t height = task.plan.height, pitch = Blocks(task.channels).pitch, count = smaller(kVectors * kLanes, task.channels - channel);
   const bool as_it_is = task.bev_number == Number::float32 && count == kVectors * kLanes;
-  const int64_t bytes = task.bev_number == Number::float32 ? 4 : 2, row_bytes = task.channels * bytes;
+  const int64_t bytes = bytes_of(task.bev_number), row_bytes = task.channels * bytes;
   const char* const grads = static_cast<const char*>(task.bev_grad) + c.sample * task.plan.cells * row_bytes + channel * bytes;
   for (int i = 0; i < kAhead && c.begin + i < c.end; ++i) prefetch(grads + c.begin[i].cell * row_bytes, count * bytes);
   for (const ColumnRun* run = c.begin; run < c.end; ++run) {
     if (run + kAhead < c.end) prefetch(grads + run[kAhead].cell * row_bytes, count * bytes);
     float row[kVectors * kLanes];
     const void* const in_memory = grads + run->cell * row_bytes;
-    const float* values = static_cast<const float*>(in_memory);
-    if (!as_it_is) {
-      as_type(task.bev_number, in_memory, [&](auto* from) { widen_row(from, count, row, kVectors * kLanes); });
-      values = row;
-    }
+    if (!as_it_is) as_type(task.bev_number, in_memory, [&](auto* from) { widen_row(from, count, row, kVectors * kLanes); });
+    const float* const values = as_it_is ? static_cast<const float*>(in_memory) : row;
     Floats grad[kVectors];
     for (int k = 0; k < kVectors; ++k) grad[k] = load(values + k * kLanes);
-    const float* weight = c.weights + run->bin * height + run->first;
-    float* weight_grad = c.weights_grad + run->bin * height + run->first;
-    const float* feature = c.features + run->first * pitch + channel;
-    float* feature_grad = c.features_grad + run->first * pitch + channel;
-    const auto rows = [&](auto count) __attribute__((always_inline)) {
-      constexpr int kRows = decltype(count)::value;
-      Floats dots[kRows] = {};
-      for (int i = 0; i < kRows; ++i) {
-        const Floats w = splat(weight[i]);
-        for (int k = 0; k < kVectors; ++k) {
-          if (kWeights) dots[i] += grad[k] * load(feature + i * pitch + k * kLanes);
-          if (kFeatures) store(feature_grad + i * pitch + k * kLanes, load(feature_grad + i * pitch + k * kLanes) + w * grad[k]);
-        }
+
+    const auto place = [&](const ColumnRun* at) { return at->bin * height + at->first; };
+    const int64_t length = run->length, pixels = run->first * pitch + channel;
+    Pixels p{length, pitch, c.weights + place(run), c.weights_grad + place(run), c.features + pixels, c.features_grad + pixels};
+    float total[256], dots[256];  // of all depths at which the pixels see the cell
+    const ColumnRun* const first = run;
+    if (continues(run, c.end)) {
+      for (int64_t i = 0; i < length; ++i) total[i] = p.weights[i], dots[i] = 0;
+      while (continues(run, c.end)) {
+        ++run;
+        for (int64_t i = 0; i < length; ++i) total[i] += c.weights[place(run) + i];
       }
-      if (kWeights) add_sums(dots, weight_grad);
-      weight += kRows, weight_grad += kRows, feature += kRows * pitch, feature_grad += kRows * pitch;
-    };
-    int left = run->length;
-    for (; left >= 4; left -= 4) rows(Count<4>{});
-    for (; left > 0; --left) rows(Count<1>{});
+      p.weights = total, p.weights_grad = dots;
+    }
+    differentiate_pixels<kVectors, kFeatures, kWeights>(grad, p);
+    for (const ColumnRun* at = first; kWeights && first < run && at <= run; ++at)
+      for (int64_t i = 0; i < length; ++i) c.weights_grad[place(at) + i] += dots[i];
   }
 }
 
@@ -445,10 +489,14 @@ void differentiate_column(const VoxelPoolBackwardTask& task, int64_t column, flo
 }
 
 void backward(const VoxelPoolBackwardTask& task, int threads) {
-  const int64_t columns = task.batch * task.plan.cameras * task.plan.width, size = task.plan.bins * task.plan.height;
-  const Scratch weights_grad(task.depth_grad ? columns * size : 0);
-  parallel_for(columns, threads, [&](int64_t column) { differentiate_column(task, column, weights_grad.get() + column * size); });
-  if (task.depth_grad) write_depth_grad(task, weights_grad.get(), threads);
+  const PoolPlan& plan = task.plan;
+  const int64_t size = plan.bins * plan.height;
+  each_group(plan, task.batch, threads, [&](const Group& group) {
+    const Scratch weights_grad(task.depth_grad ? group.count * size : 0);
+    for (int64_t i = 0; i < group.count; ++i)
+      differentiate_column(task, group.camera * plan.width + group.first + i, weights_grad.get() + i * size);
+    if (task.depth_grad) write_depth_grad(task, group, weights_grad.get());
+  });
 }
 
 }  // namespace

@@ -17,17 +17,13 @@ FOOTPRINT = [
 HISTORY_STEP = 0.5  #: seconds between the frames of an observation
 
 
-def between(poses: Float[Tensor, "B K P 3"], places: Float[Tensor, " S"]) -> Float[Tensor, "B K S 3"]:
-    """Poses at places in a sequence: 0 is the first, 0.5 half-way from the first to the second. Straight from one to the next."""
+def planned(plan: Plan, times: Float[Tensor, " S"]) -> Float[Tensor, "B K S 3"]:
+    """Poses of a plan at times [s]: straight from one to the next, the first from the origin."""
+    poses, places = functional.pad(plan.poses, (0, 0, 1, 0)), times / plan.dt
     row = places.floor().long().clamp(0, poses.shape[-2] - 2)
     step = poses.diff(dim=-2)
     step = torch.cat([step[..., :2], torch.atan2(step[..., 2:].sin(), step[..., 2:].cos())], -1)
     return poses[..., row, :] + (places - row)[:, None] * step[..., row, :]
-
-
-def planned(plan: Plan, times: Float[Tensor, " S"]) -> Float[Tensor, "B K S 3"]:
-    """Poses of a plan at times [s], the first from the origin."""
-    return between(functional.pad(plan.poses, (0, 0, 1, 0)), times / plan.dt)
 
 
 def simulated(obs: Observation, plan: Plan) -> Float[Tensor, "B K 41 11"]:
@@ -42,12 +38,11 @@ def simulated(obs: Observation, plan: Plan) -> Float[Tensor, "B K 41 11"]:
         return states.unflatten(0, poses.shape[:2])
 
 
-def driven(plan: Plan, states: Float[Tensor, "B K 41 11"] | None, times: Float[Tensor, " S"]) -> Float[Tensor, "B K S 3"]:
-    """Poses at times [s]: those that are planned, or of simulated states. Their gradient is that of planned ones."""
-    poses = planned(plan, times)
-    if states is None:
-        return poses
-    return poses + (between(states[..., :3], times.double() / STEP).to(poses) - poses.detach())
+def driven(plan: Plan, states: Float[Tensor, "B K 41 11"], times: Float[Tensor, " S"]) -> Float[Tensor, "B K S 3"]:
+    """Poses of simulated states at times [s], which are multiples of 0.1. Their gradient is that of the planned poses."""
+    poses = planned(plan, times).float()
+    found = states[..., (times / STEP).round().long(), :3].to(poses)
+    return poses + (found - poses).detach()
 
 
 def comfortable(obs: Observation, states: Float[Tensor, "B K 41 11"]) -> Bool[Tensor, "B K"]:

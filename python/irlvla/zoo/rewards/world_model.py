@@ -18,7 +18,7 @@ from irlvla.errors import ConfigError, InputError
 from irlvla.registry import build, installed
 from irlvla.types import HORIZON, METRICS, STEP, Details, Epdms, Features, Observation, Plan, Scene, StateIndex
 from irlvla.zoo.rewards.calibration import Support, Temperature
-from irlvla.zoo.rewards.driving import comfortable, driven, simulated
+from irlvla.zoo.rewards.driving import comfortable, driven, planned, simulated
 from irlvla.zoo.rewards.heads import EventHead, ProgressHead, ReferenceHead, likelihood, outcome
 from irlvla.zoo.rewards.network import DriveNetwork
 
@@ -83,7 +83,7 @@ class WorldModel(components.RewardModel):
         frozen: bool | None = Field(
             None, description="leave the weights of the backbone as they are; null = those of a policy, so that it can be shared"
         )
-        moments: int = Field(10, ge=1, le=40, description="moments of a drive that are looked at, evenly spread over 4 s")
+        moments: Literal[4, 5, 8, 10, 20, 40] = Field(10, description="how many moments of a drive are looked at, evenly spread over 4 s")
         dynamics: Literal["simulated", "plan"] = Field(
             "simulated", description="judge where the car goes that follows a plan, as the score does, or the plan itself"
         )
@@ -144,7 +144,7 @@ class WorldModel(components.RewardModel):
         """Plans, by what was seen. Differentiable with respect to their poses, as if the car followed them."""
         obs = features.observation
         states = simulated(obs, plan)
-        poses = driven(plan, states if self.config.dynamics == "simulated" else None, self.times).float()
+        poses = driven(plan, states, self.times) if self.config.dynamics == "simulated" else planned(plan, self.times).float()
         speed = obs.ego[:, -1, StateIndex.VX].float()
         around = self.network.surroundings(features)
         tokens = self.network(around, poses, self.times, speed)
