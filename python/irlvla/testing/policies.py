@@ -89,6 +89,10 @@ def plan_of(component: Planner, given: Example, k: int | None = None, seed: int 
         return component.sample(given.features, k or given.plan.poses.shape[1], generator=generator)
 
 
+def _proposed(plan: Plan) -> dict[str, Tensor]:
+    return {"poses": plan.poses} | ({} if plan.score is None else {"score": plan.score})
+
+
 def explorer(subject: Subject) -> Planner:
     """A planner as it is reinforced: it explores."""
     component: Any = subject.build()
@@ -105,7 +109,7 @@ def log_prob_of(component: Planner, given: Example, plan: Plan) -> Tensor:
 def drive(component: Planner, given: Example) -> list[Outputs]:
     """The plan of each scene, and its log-probability."""
     plan = plan_of(component, given)
-    made = {"poses": plan.poses} | ({} if plan.score is None else {"score": plan.score})
+    made = _proposed(plan)
     if component.log_prob is not None:
         made["log_prob"] = component.log_prob(given.features, plan)
     return [{name: value[i] for name, value in made.items()} for i in range(len(given))]
@@ -159,7 +163,7 @@ def _global_state(device: str) -> Tensor:
 def keeps_plans_apart(subject: Subject) -> None:
     """Let nothing of one scene depend on which others are in the batch: no mean, sort or padding over the batch axis."""
     component, given = subject.build(), subject.example()
-    one, other = ([{"poses": plan_of(component, given, seed=seed).poses}] for seed in (1, 2))
+    one, other = ([_proposed(plan_of(component, given, seed=seed))] for seed in (1, 2))
     if not difference(one, other):
         return keeps_scenes_apart(subject)  # a planner without noise
     if component.log_prob is None:

@@ -108,6 +108,11 @@ class AnchoredPlanner(components.Planner):
         states, anchors = plan.trace.float().unbind(3)
         return states, anchors[:, :, 0]
 
+    def chain(self, plan: Plan) -> Float[Tensor, "B K states T 3"]:
+        """The poses that the chain of a plan goes through, from the noise to the plan itself. Raises as `trace` does."""
+        states, _ = self.trace(plan)
+        return self.curves.poses(self.curves.positions(states))
+
     @property
     def steps(self) -> int:
         """D: steps from where a trace begins to the plan."""

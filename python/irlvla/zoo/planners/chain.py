@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.distributions import Normal
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from irlvla.types import Features, Plan
 from irlvla.zoo.planners.anchored import AnchoredPlanner
 from irlvla.zoo.planners.decoder import Memory
 
 RIDGE = 0.1  # white noise beside multiplicative noise, which alone would have no density
+
+
+class Retraced(NamedTuple):
+    """What a planner makes of chains that were drawn, differentiable: what reinforcement learns by."""
+
+    log_prob: Float[Tensor, "B K D"]  # of each step
+    score: Float[Tensor, "B K"]  # as in the plan: by it one is chosen, of which `log_prob` tells nothing
+    start: Float[Tensor, "B K T 2"]  # positions [m] of the anchor, which is given: no step chooses it
 
 
 class ChainPlanner(AnchoredPlanner):
@@ -39,11 +47,15 @@ class ChainPlanner(AnchoredPlanner):
         )
         min_logprob_std: float = Field(0.0, ge=0.0, description="floor of that in log_prob; 0.1 in DPPO and DiffusionDriveV2, 0 = exact")
         noise_clip: float | None = Field(None, gt=0.0, description="clip the noise of a step at so many deviations; 3 in DPPO")
-        score_loss: Literal["focal", "bce"] = Field(
-            "bce", description="for the scores of the anchors: IRL-VLA's, or DiffusionDrive's, which learns slowly"
+        score_loss: Literal["cross_entropy", "bce", "focal"] = Field(
+            "cross_entropy", description="for the scores of the anchors: one of them is right, DiffusionDrive's, or IRL-VLA's"
         )
-        score_weight: float = Field(10.0, ge=0.0, description="of the loss of the scores")
-        distance_weight: float = Field(8.0, ge=0.0, description="of the distance to the human's drive, per metre")
+        score_weight: float = Field(1.0, ge=0.0, description="of the loss of the scores")
+        distance_loss: Literal["coordinates", "metres"] = Field(
+            "coordinates",
+            description="from the human's drive: in coordinates of `Curves`, all alike, or DiffusionDrive's, where what is far counts most",
+        )
+        distance_weight: float = Field(20.0, ge=0.0, description="of that loss; 8 per metre in DiffusionDrive")
 
     scored: int  # the step whose scores are the plan's
 
@@ -79,13 +91,18 @@ class ChainPlanner(AnchoredPlanner):
 
     def log_prob(self, features: Features, plan: Plan) -> Float[Tensor, "B K D"]:
         """Of each step of the plan's chain, as `sample` draws it when exploring. Raises `InputError` for a plan of another planner."""
+        return self.retrace(features, plan).log_prob
+
+    def retrace(self, features: Features, plan: Plan) -> Retraced:
+        """Log-probability and score of the plan's chain. Raises as `log_prob`."""
         states, anchors = self.trace(plan)
-        memory, values = self.decoder.memory(features), []
+        memory, values, scores = self.decoder.memory(features), [], []
         for step in range(self.steps):
             state, after = states[:, :, step], states[:, :, step + 1]
-            mean, std, _ = self._step(step, memory, state, anchors, True)
+            mean, std, score = self._step(step, memory, state, anchors, True)
             values.append(self._log_density(after - mean, state, max(std, self.config.min_logprob_std)))
-        return torch.stack(values, -1)
+            scores.append(score)
+        return Retraced(torch.stack(values, -1), scores[self.scored], self.curves.positions(anchors))
 
     def _step(
         self, step: int, memory: Memory, state: Float[Tensor, "B N T 2"], anchor: Float[Tensor, "B N T 2"], explore: bool
@@ -123,19 +140,27 @@ class ChainPlanner(AnchoredPlanner):
 
     # -- losses --------------------------------------------------------------------------------------------------------
     def score_loss(self, scores: list[Float[Tensor, "B M"]], target: Int[Tensor, " B"], known: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Tell the anchor nearest to the human's drive, one against all: mean over layers, anchors and scenes."""
-        score = torch.stack(scores)
-        wanted = nn.functional.one_hot(target, score.shape[-1]).to(score).expand_as(score)
-        loss = binary_cross_entropy_with_logits(score, wanted, reduction="none")
-        if self.config.score_loss == "focal":
-            loss = loss * (wanted - score.sigmoid()).square() * (0.75 - 0.5 * wanted)  # alpha = 0.25, gamma = 2
-        return self.config.score_weight * (known * loss.mean((0, 2))).mean()
+        """Tell the anchor nearest to the human's drive from the others: mean over layers and scenes."""
+        kind, losses = self.config.score_loss, []
+        for score in scores:
+            wanted = nn.functional.one_hot(target, score.shape[-1]).to(score)
+            if kind == "cross_entropy":
+                losses.append(cross_entropy(score, target, reduction="none"))
+                continue
+            loss = binary_cross_entropy_with_logits(score, wanted, reduction="none")
+            if kind == "focal":
+                loss = loss * (wanted - score.sigmoid()).square() * (0.75 - 0.5 * wanted)  # alpha = 0.25, gamma = 2
+            losses.append(loss.mean(-1))
+        return self.config.score_weight * (known * torch.stack(losses).mean(0)).mean()
 
     def distance_loss(
         self, estimates: list[Float[Tensor, "B T 2"]], drives: Float[Tensor, "B T 2"], known: Bool[Tensor, " B"]
     ) -> Float[Tensor, ""]:
-        """Distance in x and y [m] to the human's drive: mean over layers, poses and scenes."""
-        distance = (self.curves.positions(torch.stack(estimates)) - drives).abs().sum(-1)
+        """Distance of x and of y to the human's drive: mean over layers, poses (or coordinates) and scenes."""
+        if self.config.distance_loss == "metres":
+            distance = (self.curves.positions(torch.stack(estimates)) - drives).abs().sum(-1)
+        else:
+            distance = (torch.stack(estimates) - self.curves.coordinates(drives)).abs().mean(-1)
         return self.config.distance_weight * (known * distance.mean((0, 2))).mean()
 
 

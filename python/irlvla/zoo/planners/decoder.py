@@ -51,7 +51,7 @@ class TrajectoryDecoder(nn.Module):
 
     1. is scaled and shifted by the time step of its chain and by the status (with it the driving command),
     2. attends to agents, map, language and the pooled bird's-eye view,
-    3. attends to the bird's-eye view under the car's footprint at each of its poses,
+    3. reads the bird's-eye view under the car's footprint at each of its poses, side by side, so that it is known what was where,
     4. goes through a feed-forward layer; from it come a score and what to add to the proposal.
 
     Token groups that the features do not have are not attended.
@@ -65,6 +65,7 @@ class TrajectoryDecoder(nn.Module):
         dropout: float = Field(0.0, ge=0.0, lt=1.0, description="of its attention and feed-forward layers")
         bev_tokens: int = Field(8, ge=0, description="n: n x n pooled tokens of the bird's-eye view to attend to")
         footprint: bool = Field(True, description="look under the car's centre and corners along proposals; false = at its rear axle")
+        glance: int = Field(16, ge=1, description="numbers that are read of the bird's-eye view at each of these points")
 
     footing: Tensor
 
@@ -160,8 +161,8 @@ class _Layer(nn.Module):
         super().__init__()
         self.modulation = nn.Sequential(nn.GELU(), nn.Linear(width, 2 * width)) if conditioned else None
         self.read = Attention(width, config.heads, config.dropout) if reads else None
-        self.look = Attention(width, config.heads, config.dropout) if looks else None
-        self.points = nn.Parameter(0.02 * torch.randn(looks, width)) if looks else None
+        self.glance = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.glance)) if looks else None
+        self.look = mlp(looks * config.glance, 2 * width, width) if looks else None
         self.feed = FeedForward(width, config.expansion * width, config.dropout)
         self.norm = nn.LayerNorm(width)
         self.score = nn.Linear(width, 1)
@@ -184,8 +185,8 @@ class _Layer(nn.Module):
             tokens = tokens * (1.0 + scale) + shift
         if self.read is not None and memory.tokens is not None:
             tokens = self.read(tokens, memory.tokens, memory.valid)
-        if self.look is not None and self.points is not None and seen is not None:
-            tokens = self.look(tokens.flatten(0, 1)[:, None], (seen + self.points).flatten(0, 1)).view_as(tokens)
+        if self.glance is not None and self.look is not None and seen is not None:
+            tokens = tokens + self.look(self.glance(seen).flatten(-2))
         tokens = self.feed(tokens)
         known = self.norm(tokens)
         change = 0.0 if self.change is None else self.change(known).float().view_as(estimate)
