@@ -219,11 +219,12 @@ int available_threads() {
   static std::atomic<int> quota{0};  // files are slow to ask, and quotas rarely change
   int least = quota.load(std::memory_order_relaxed);
   if (least == 0) quota = least = cgroup_quota("/sys/fs/cgroup", "/proc/self/cgroup");
-  int cpus = static_cast<int>(std::thread::hardware_concurrency());
+  int cpus = 0;
 #ifdef __linux__
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) cpus = CPU_COUNT(&set);
 #endif
+  if (cpus == 0) cpus = static_cast<int>(std::thread::hardware_concurrency());  // it reads files
   return std::max(1, std::min(least, cpus));
 }
 

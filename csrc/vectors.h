@@ -181,11 +181,52 @@ IRLVLA_INLINE Quad fold(Floats value) {
 #endif
 }
 
-IRLVLA_INLINE void transpose(Quad (&q)[4]) {
-  const Quad low = __builtin_shufflevector(q[0], q[1], 0, 4, 1, 5), high = __builtin_shufflevector(q[0], q[1], 2, 6, 3, 7);
-  const Quad low2 = __builtin_shufflevector(q[2], q[3], 0, 4, 1, 5), high2 = __builtin_shufflevector(q[2], q[3], 2, 6, 3, 7);
-  q[0] = __builtin_shufflevector(low, low2, 0, 1, 4, 5), q[1] = __builtin_shufflevector(low, low2, 2, 3, 6, 7);
-  q[2] = __builtin_shufflevector(high, high2, 0, 1, 4, 5), q[3] = __builtin_shufflevector(high, high2, 2, 3, 6, 7);
+/// Of every four lanes of a and b, the same: 0 to 3 are those of a, 4 to 7 those of b.
+template <int k0, int k1, int k2, int k3> IRLVLA_INLINE Quad pick(Quad a, Quad b) { return __builtin_shufflevector(a, b, k0, k1, k2, k3); }
+
+#if defined(__AVX2__)
+template <int k0, int k1, int k2, int k3> IRLVLA_INLINE Floats pick(Floats a, Floats b) {
+#define IRLVLA_LANE(k, quad) (k % 4 + k / 4 * kLanes + quad * 4)
+#define IRLVLA_LANES(quad) IRLVLA_LANE(k0, quad), IRLVLA_LANE(k1, quad), IRLVLA_LANE(k2, quad), IRLVLA_LANE(k3, quad)
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(a, b, IRLVLA_LANES(0), IRLVLA_LANES(1), IRLVLA_LANES(2), IRLVLA_LANES(3));
+#else
+  return __builtin_shufflevector(a, b, IRLVLA_LANES(0), IRLVLA_LANES(1));
+#endif
+}
+#endif
+
+/// Quads that lie `stride` apart, as one vector.
+template <class Vector> IRLVLA_INLINE Vector load_quads(const float* from, int64_t stride) {
+  const auto quad = [&](int64_t i) {
+    Quad value;
+    __builtin_memcpy(&value, from + i * stride, sizeof value);
+    return value;
+  };
+#if defined(__AVX2__)
+  const auto eight = [&](int64_t i) { return __builtin_shufflevector(quad(i), quad(i + 1), 0, 1, 2, 3, 4, 5, 6, 7); };
+#endif
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Vector) == 64) return __builtin_shufflevector(eight(0), eight(2), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(Vector) == 32) return eight(0);
+#endif
+  if constexpr (sizeof(Vector) == 16) return quad(0);
+}
+
+template <class Vector> IRLVLA_INLINE void store_quads(float* to, int64_t stride, Vector value) {
+  constexpr int kQuads = sizeof(Vector) / sizeof(Quad);
+  Quad quads[kQuads];
+  __builtin_memcpy(quads, &value, sizeof value);
+  for (int i = 0; i < kQuads; ++i) __builtin_memcpy(to + i * stride, &quads[i], sizeof(Quad));
+}
+
+/// Every four lanes of four vectors are a matrix of their own.
+template <class Vector> IRLVLA_INLINE void transpose(Vector (&v)[4]) {
+  const Vector low = pick<0, 4, 1, 5>(v[0], v[1]), high = pick<2, 6, 3, 7>(v[0], v[1]);
+  const Vector low2 = pick<0, 4, 1, 5>(v[2], v[3]), high2 = pick<2, 6, 3, 7>(v[2], v[3]);
+  v[0] = pick<0, 1, 4, 5>(low, low2), v[1] = pick<2, 3, 6, 7>(low, low2);
+  v[2] = pick<0, 1, 4, 5>(high, high2), v[3] = pick<2, 3, 6, 7>(high, high2);
 }
 
 }  // namespace

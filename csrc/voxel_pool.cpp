@@ -12,13 +12,14 @@ namespace {
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t parts(int64_t size, int64_t part) { return (size + part - 1) / part; }
 
-constexpr int kMostVectors = kRegisters / 2;  // of channels at once: sums or gradients that stay in registers
+constexpr int kMostVectors = kRegisters / 2;    // of channels at once: sums that stay in registers
+constexpr int kMostGradients = kRegisters / 4;  // the same of features and their gradients
 constexpr int kAhead = 8;                     // cells or runs are fetched while others are worked on
 
 /// Channels are worked on in blocks of as many vectors as stay in registers, nearly equal ones.
 struct Blocks {
-  explicit Blocks(int64_t channels)
-      : vectors(parts(parts(channels, kLanes), parts(channels, kLanes * kMostVectors))),
+  explicit Blocks(int64_t channels, int64_t most = kMostVectors)
+      : vectors(parts(parts(channels, kLanes), parts(channels, kLanes * most))),
         pitch(parts(channels, vectors * kLanes) * vectors * kLanes) {}
 
   int64_t vectors;  // of a block
@@ -26,12 +27,12 @@ struct Blocks {
 };
 
 /// Memory of a task, aligned to cache lines.
-class Scratch {
+template <class T> class Scratch {
  public:
-  explicit Scratch(int64_t floats) : memory_(static_cast<char*>(::operator new(floats * sizeof(float) + 64))) {}
+  explicit Scratch(int64_t count) : memory_(static_cast<char*>(::operator new(count * sizeof(T) + 64))) {}
   Scratch(const Scratch&) = delete;
   ~Scratch() { ::operator delete(memory_); }
-  float* get() const { return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory_) + 63) & ~uintptr_t{63}); }
+  T* get() const { return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory_) + 63) & ~uintptr_t{63}); }
 
  private:
   char* memory_;
@@ -89,20 +90,36 @@ template <class From> void widen_row(const From* from, int64_t n, float* to, int
   for (int64_t i = n; i < pitch; ++i) to[i] = 0;
 }
 
-/// to[column][row] = from[row][column].
-void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
+/// Tiles of four columns and as many rows as one vector holds, or else four; what is left goes one by one.
+template <class Tile, class One> IRLVLA_INLINE void each_tile(int64_t rows, int64_t columns, Tile&& tile, One&& one) {
   for (int64_t c = 0; c < columns; c += 4)
-    for (int64_t r = 0; r < rows; r += 4) {
-      if (c + 4 > columns || r + 4 > rows) {
-        for (int64_t k = c; k < smaller(c + 4, columns); ++k)
-          for (int64_t i = r; i < smaller(r + 4, rows); ++i) to[k * to_stride + i] = from[i * from_stride + k];
-        continue;
-      }
-      Quad tile[4];
-      for (int i = 0; i < 4; ++i) __builtin_memcpy(&tile[i], from + (r + i) * from_stride + c, sizeof tile[i]);
-      transpose(tile);
-      for (int k = 0; k < 4; ++k) __builtin_memcpy(to + (c + k) * to_stride + r, &tile[k], sizeof tile[k]);
+    for (int64_t r = 0, step; r < rows; r += step) {
+      const bool wide = c + 4 <= columns;
+      step = wide && r + kLanes <= rows ? kLanes : wide && r + 4 <= rows ? 4 : 1;
+      if (step == kLanes) tile(r, c, Floats{});
+      else if (step == 4) tile(r, c, Quad{});
+      else for (int64_t k = c; k < smaller(c + 4, columns); ++k) one(r, k);
     }
+}
+
+/// to[column][row] = from[row][column].
+void to_columns(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
+  each_tile(rows, columns, [=](int64_t r, int64_t c, auto vector) __attribute__((always_inline)) {
+    decltype(vector) values[4];
+    for (int i = 0; i < 4; ++i) values[i] = load_quads<decltype(vector)>(from + (r + i) * from_stride + c, 4 * from_stride);
+    transpose(values);
+    for (int k = 0; k < 4; ++k) __builtin_memcpy(to + (c + k) * to_stride + r, &values[k], sizeof values[k]);
+  }, [=](int64_t r, int64_t c) { to[c * to_stride + r] = from[r * from_stride + c]; });
+}
+
+/// to[row][column] = from[column][row].
+void to_rows(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
+  each_tile(rows, columns, [=](int64_t r, int64_t c, auto vector) __attribute__((always_inline)) {
+    decltype(vector) values[4];
+    for (int k = 0; k < 4; ++k) __builtin_memcpy(&values[k], from + (c + k) * from_stride + r, sizeof values[k]);
+    transpose(values);
+    for (int i = 0; i < 4; ++i) store_quads(to + (r + i) * to_stride + c, 4 * to_stride, values[i]);
+  }, [=](int64_t r, int64_t c) { to[r * to_stride + c] = from[c * from_stride + r]; });
 }
 
 // --- weights --------------------------------------------------------------------------------------------------------
@@ -113,7 +130,7 @@ struct Group {
 };
 
 template <class Work> void each_group(const PoolPlan& plan, int64_t batch, int threads, Work&& work) {
-  constexpr int64_t kColumns = 8;
+  constexpr int64_t kColumns = 16;
   const int64_t groups = parts(plan.width, kColumns);
   parallel_for(batch * plan.cameras * groups, threads, [&](int64_t i) {
     const int64_t first = i % groups * kColumns;
@@ -145,17 +162,18 @@ void read_depth(const VoxelPoolTask& task, const Group& group, float* weights) {
   const int64_t height = task.plan.height, row = task.depth_strides.row;
   const Planes planes(task.plan, task.depth_strides, group);
   const int64_t n = planes.columns, stride = planes.depth_stride;
-  const Scratch rows(height * n);
+  const Scratch<float> rows(height * n);
   as_type(task.depth_number, task.depth, [&](auto* depth) {
     depth += planes.depth;
     for (int64_t p = 0; p < planes.count; ++p, depth += planes.depth_step, weights += planes.weights_step) {
       if constexpr (std::is_same_v<decltype(depth), const float*>)
         if (stride == 1) {
-          transpose(depth, row, height, n, weights, planes.weights_stride);
+          for (int64_t v = 0; v < height; ++v) prefetch(depth + v * row + 2 * planes.depth_step, n * sizeof(float));
+          to_columns(depth, row, height, n, weights, planes.weights_stride);
           continue;
         }
       for (int64_t v = 0; v < height; ++v) copy_row(depth + v * row, stride, n, rows.get() + v * n, 1);
-      transpose(rows.get(), n, height, n, weights, planes.weights_stride);
+      to_columns(rows.get(), n, height, n, weights, planes.weights_stride);
     }
   });
 }
@@ -164,16 +182,17 @@ void write_depth_grad(const VoxelPoolBackwardTask& task, const Group& group, con
   const int64_t height = task.plan.height, row = task.depth_strides.row;
   const Planes planes(task.plan, task.depth_strides, group);
   const int64_t n = planes.columns, stride = planes.depth_stride;
-  const Scratch rows(height * n);
+  const Scratch<float> rows(height * n);
   as_type(task.depth_number, task.depth_grad, [&](auto* depth_grad) {
     depth_grad += planes.depth;
     for (int64_t p = 0; p < planes.count; ++p, depth_grad += planes.depth_step, weights_grad += planes.weights_step) {
       if constexpr (std::is_same_v<decltype(depth_grad), float*>)
         if (stride == 1) {
-          transpose(weights_grad, planes.weights_stride, n, height, depth_grad, row);
+          for (int64_t v = 0; v < height; ++v) prefetch(depth_grad + v * row + 2 * planes.depth_step, n * sizeof(float));
+          to_rows(weights_grad, planes.weights_stride, height, n, depth_grad, row);
           continue;
         }
-      transpose(weights_grad, planes.weights_stride, n, height, rows.get(), n);
+      to_rows(weights_grad, planes.weights_stride, height, n, rows.get(), n);
       for (int64_t v = 0; v < height; ++v) copy_row(rows.get() + v * n, 1, n, depth_grad + v * row, stride);
     }
   });
@@ -273,13 +292,6 @@ template <int kVectors> void pool_block(const VoxelPoolTask& task, const Rows& f
       const int64_t length = run->feature & 255;
       const float* weight = weights + run->weight;
       const float* feature = features.values + (run->feature >> 8) * features.pitch + channel;
-      float total[256];
-      if (run + 1 < end && run[1].feature == run->feature) {  // the same pixels at the next depth: their weights first
-        for (int64_t i = 0; i < length; ++i) total[i] = weight[i] + weights[run[1].weight + i];
-        for (++run; run + 1 < end && run[1].feature == run->feature; ++run)
-          for (int64_t i = 0; i < length; ++i) total[i] += weights[run[1].weight + i];
-        weight = total;
-      }
       for (const float* const stop = weight + length; weight < stop; ++weight, feature += stride) {
         const Floats w = splat(*weight);
         for (int k = 0; k < kVectors; ++k) sums[k] += w * load(feature + k * kLanes);
@@ -339,7 +351,7 @@ void forward(const VoxelPoolTask& task, int threads) {
   });
   const bool stream = is_streamed(task);
   const bool as_they_are = task.feature_number == Number::float32 && task.channels == pitch;
-  const Scratch copy(as_they_are ? 0 : columns * plan.height * pitch);
+  const Scratch<float> copy(as_they_are ? 0 : columns * plan.height * pitch);
   for (int64_t sample = 0; sample < task.batch; ++sample) {
     const Rows features = read_features(task, sample, as_they_are ? nullptr : copy.get(), threads);
     parallel_for(parts(plan.cells, kChunk), threads,
@@ -349,152 +361,159 @@ void forward(const VoxelPoolTask& task, int threads) {
 
 // --- backward -------------------------------------------------------------------------------------------------------
 
+IRLVLA_INLINE void add_sums(Floats (&values)[4], float* const (&to)[4]) {
+  transpose(values);
+  const Quad sums = fold((values[0] + values[2]) + (values[1] + values[3]));
+  for (int i = 0; i < 4; ++i) *to[i] += sums[i];
+}
+
+/// A run, as the image rows in it need it.
+struct Sight {
+  const float* grads;    // [channel of a block]
+  const float* weights;  // [image row]
+  float* weights_grad;   // the same
+};
+
 /// What the owner of a pixel column works with.
 struct Column {
   const VoxelPoolBackwardTask& task;
-  const ColumnRun* begin;
-  const ColumnRun* end;
-  int64_t sample;
-  const float* weights;   // [bin][row]
-  float* weights_grad;    // [bin][row]
-  const float* features;  // of the image rows
-  float* features_grad;   // the same
+  int64_t sample, pixel;                    // the pixel of its first row
+  const ColumnRun *begin, *end, *next_end;  // its runs; those of the next column follow, if there is one
+  const float* weights;                     // [bin][image row]
+  float* weights_grad;                      // the same
 };
 
-template <int kCount> struct Count {
-  static constexpr int value = kCount;
+constexpr int kSights = 32;  // that are worked on together, so that their gradients stay in the nearest cache
+
+/// Memory for one pixel column after the other.
+struct Workspace {
+  static constexpr int64_t kRow = kMostGradients * kLanes;
+
+  explicit Workspace(int64_t height) : sets(height + 1), features(height * kRow), features_grad(height * kRow), grads((kSights + 1) * kRow + 2 * height) {
+    float* const nobody = grads.get() + kSights * kRow;
+    __builtin_memset(nobody, 0, (kRow + 2 * height) * sizeof(float));
+    sights[kSights] = {nobody, nobody + kRow, nobody + kRow + height};
+  }
+
+  Sight sights[kSights + 1];                     // the last one adds nothing: it fills up
+  const Scratch<uint64_t> sets;                  // [image row]: a bit for each of its sights
+  const Scratch<float> features, features_grad;  // [image row][channel of a block]
+  const Scratch<float> grads;                    // [sight][channel of a block]
 };
 
-void add_sums(const Floats (&values)[4], float* to) {
-  Quad sums[4], before;
-  for (int i = 0; i < 4; ++i) sums[i] = fold(values[i]);
-  transpose(sums);
-  __builtin_memcpy(&before, to, sizeof before);
-  before += (sums[0] + sums[2]) + (sums[1] + sums[3]);
-  __builtin_memcpy(to, &before, sizeof before);
+/// The set of sights of each image row, of so many runs.
+void find_sets(const ColumnRun* runs, int64_t count, int64_t height, uint64_t* sets) {
+  __builtin_memset(sets, 0, (height + 1) * sizeof(uint64_t));
+  for (int64_t i = 0; i < count; ++i) {  // first what changes from row to row
+    sets[runs[i].first] ^= uint64_t{1} << i;
+    sets[runs[i].first + runs[i].length] ^= uint64_t{1} << i;
+  }
+  for (int64_t row = 1; row < height; ++row) sets[row] ^= sets[row - 1];
 }
 
-void add_sums(const Floats (&values)[1], float* to) {
-  const Quad sums = fold(values[0]);
-  *to += (sums[0] + sums[2]) + (sums[1] + sums[3]);
-}
-
-/// Image rows of a pixel column in one block of channels, that see one cell: weights, features and their gradients.
-struct Pixels {
-  int64_t count, pitch;
-  const float* weights;
-  float* weights_grad;
-  const float* features;
-  float* features_grad;
-};
-
-template <int kVectors, bool kFeatures, bool kWeights> IRLVLA_INLINE void differentiate_pixels(const Floats (&grad)[kVectors], const Pixels& p) {
-  const auto rows = [&](int64_t first, auto count) __attribute__((always_inline)) {
-    constexpr int kRows = decltype(count)::value;
-    Floats dots[kRows] = {};
-    for (int i = 0; i < kRows; ++i) {
-      const int64_t at = (first + i) * p.pitch;
-      const Floats w = splat(p.weights[first + i]);
+/// What sights add to the gradients of a pixel, whose features stay in registers with their gradients.
+template <int kVectors, bool kFeatures, bool kWeights> void differentiate_pixel(const Workspace& space, int64_t row) {
+  const float* const features = space.features.get() + row * kVectors * kLanes;
+  float* const features_grad = space.features_grad.get() + row * kVectors * kLanes;
+  Floats feature[kVectors], feature_grad[kVectors];
+  for (int k = 0; k < kVectors; ++k) feature[k] = load(features + k * kLanes), feature_grad[k] = load(features_grad + k * kLanes);
+  for (uint64_t set = space.sets.get()[row]; set;) {  // four at a time
+    Floats dots[4] = {};
+    float* to[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i, set &= set - 1) {
+      const Sight& sight = space.sights[__builtin_ctzll(set | uint64_t{1} << kSights)];
+      const float* const from = sight.grads;
+      const Floats weight = splat(sight.weights[row]);
+      to[i] = sight.weights_grad + row;
       for (int k = 0; k < kVectors; ++k) {
-        if (kWeights) dots[i] += grad[k] * load(p.features + at + k * kLanes);
-        if (kFeatures) store(p.features_grad + at + k * kLanes, load(p.features_grad + at + k * kLanes) + w * grad[k]);
+        const Floats grad = load(from + k * kLanes);
+        if (kWeights) dots[i] += feature[k] * grad;
+        if (kFeatures) feature_grad[k] += weight * grad;
       }
     }
-    if (kWeights) add_sums(dots, p.weights_grad + first);
-  };
-  int64_t i = 0;
-  for (; i + 4 <= p.count; i += 4) rows(i, Count<4>{});
-  for (; i < p.count; ++i) rows(i, Count<1>{});
-}
-
-/// Whether the next run is that of the same pixels in the same cell, at the next depth.
-bool continues(const ColumnRun* run, const ColumnRun* end) {
-  return run + 1 < end && run[1].cell == run->cell && run[1].first == run->first && run[1].length == run->length;
+    if (kWeights) add_sums(dots, to);
+  }
+  if (kFeatures)
+    for (int k = 0; k < kVectors; ++k) store(features_grad + k * kLanes, feature_grad[k]);
 }
 
 /// The gradients of one block of channels, that begins at `channel`.
-template <int kVectors, bool kFeatures, bool kWeights> void differentiate_block(const Column& c, int64_t channel) {
+template <int kVectors, bool kFeatures, bool kWeights> void differentiate_block(const Column& c, Workspace& space, int64_t channel) {
+  constexpr int64_t kChannels = kVectors * kLanes;
   const VoxelPoolBackwardTask& task = c.task;
-  const int64_t height = task.plan.height, pitch = Blocks(task.channels).pitch, count = smaller(kVectors * kLanes, task.channels - channel);
-  const bool as_it_is = task.bev_number == Number::float32 && count == kVectors * kLanes;
-  const int64_t bytes = bytes_of(task.bev_number), row_bytes = task.channels * bytes;
-  const char* const grads = static_cast<const char*>(task.bev_grad) + c.sample * task.plan.cells * row_bytes + channel * bytes;
-  for (int i = 0; i < kAhead && c.begin + i < c.end; ++i) prefetch(grads + c.begin[i].cell * row_bytes, count * bytes);
-  for (const ColumnRun* run = c.begin; run < c.end; ++run) {
-    if (run + kAhead < c.end) prefetch(grads + run[kAhead].cell * row_bytes, count * bytes);
-    float row[kVectors * kLanes];
-    const void* const in_memory = grads + run->cell * row_bytes;
-    if (!as_it_is) as_type(task.bev_number, in_memory, [&](auto* from) { widen_row(from, count, row, kVectors * kLanes); });
-    const float* const values = as_it_is ? static_cast<const float*>(in_memory) : row;
-    Floats grad[kVectors];
-    for (int k = 0; k < kVectors; ++k) grad[k] = load(values + k * kLanes);
-
-    const auto place = [&](const ColumnRun* at) { return at->bin * height + at->first; };
-    const int64_t length = run->length, pixels = run->first * pitch + channel;
-    Pixels p{length, pitch, c.weights + place(run), c.weights_grad + place(run), c.features + pixels, c.features_grad + pixels};
-    float total[256], dots[256];  // of all depths at which the pixels see the cell
-    const ColumnRun* const first = run;
-    if (continues(run, c.end)) {
-      for (int64_t i = 0; i < length; ++i) total[i] = p.weights[i], dots[i] = 0;
-      while (continues(run, c.end)) {
-        ++run;
-        for (int64_t i = 0; i < length; ++i) total[i] += c.weights[place(run) + i];
-      }
-      p.weights = total, p.weights_grad = dots;
+  const PoolPlan& plan = task.plan;
+  const int64_t count = smaller(kChannels, task.channels - channel), bytes = bytes_of(task.bev_number) * task.channels;
+  const char* const grads = static_cast<const char*>(task.bev_grad) + c.sample * plan.cells * bytes + bytes_of(task.bev_number) * channel;
+  const int64_t ahead = bytes_of(task.bev_number) * count;
+  const int64_t first = c.pixel * task.channels + channel, stride = plan.width * task.channels;
+  as_type(task.feature_number, task.features, [&](auto* features) {
+    for (int64_t row = 0; row < plan.height; ++row) widen_row(features + first + row * stride, count, space.features.get() + row * kChannels, kChannels);
+  });
+  const int64_t number_bytes = bytes_of(task.feature_number), row_bytes = stride * number_bytes, pixel_bytes = count * number_bytes;
+  const char* const features = static_cast<const char*>(task.features) + (first + task.channels) * number_bytes;  // of the next pixel
+  const char* const features_grad = static_cast<const char*>(task.features_grad) + (first + task.channels) * number_bytes;
+  const bool as_they_are = task.bev_number == Number::float32 && count == kChannels;
+  __builtin_memset(space.features_grad.get(), 0, plan.height * kChannels * sizeof(float));
+  for (const ColumnRun *run = c.begin, *end; run < c.end; run = end) {
+    end = run + smaller(kSights, c.end - run);
+    find_sets(run, end - run, plan.height, space.sets.get());
+    for (int64_t i = 0; i < end - run; ++i) {
+      const int64_t place = run[i].bin * plan.height;
+      const void* const from = grads + run[i].cell * bytes;
+      float* const copy = space.grads.get() + i * kChannels;
+      space.sights[i] = {as_they_are ? static_cast<const float*>(from) : copy, c.weights + place, c.weights_grad + place};
+      if (!as_they_are) as_type(task.bev_number, from, [&](auto* values) { widen_row(values, count, copy, kChannels); });
     }
-    differentiate_pixels<kVectors, kFeatures, kWeights>(grad, p);
-    for (const ColumnRun* at = first; kWeights && first < run && at <= run; ++at)
-      for (int64_t i = 0; i < length; ++i) c.weights_grad[place(at) + i] += dots[i];
+    for (int64_t row = 0; row < plan.height; ++row) {
+      for (const ColumnRun* next = end + row * kSights / plan.height; next < end + (row + 1) * kSights / plan.height; ++next)
+        if (next < c.next_end) prefetch(grads + next->cell * bytes, ahead);
+      prefetch(features + row * row_bytes, pixel_bytes);
+      if (kFeatures) prefetch(features_grad + row * row_bytes, pixel_bytes);
+      differentiate_pixel<kVectors, kFeatures, kWeights>(space, row);
+    }
   }
+  if (kFeatures)
+    as_type(task.feature_number, task.features_grad, [&](auto* features_grad) {
+      for (int64_t row = 0; row < plan.height; ++row) copy_row(space.features_grad.get() + row * kChannels, count, features_grad + first + row * stride);
+    });
 }
 
-template <int kVectors = kMostVectors> void differentiate(const Column& c) {
+/// All gradients of one pixel column; those of weights go to `weights_grad`, where they are wanted.
+template <int kVectors = kMostGradients> void differentiate_column(const Column& c, Workspace& space) {
   const VoxelPoolBackwardTask& task = c.task;
   if constexpr (kVectors > 1)
-    if (Blocks(task.channels).vectors < kVectors) return differentiate<kVectors - 1>(c);
+    if (Blocks(task.channels, kMostGradients).vectors < kVectors) return differentiate_column<kVectors - 1>(c, space);
   for (int64_t channel = 0; channel < task.channels; channel += kVectors * kLanes) {
-    if (!task.depth_grad) differentiate_block<kVectors, true, false>(c, channel);
-    else if (!task.features_grad) differentiate_block<kVectors, false, true>(c, channel);
-    else differentiate_block<kVectors, true, true>(c, channel);
+    if (!task.depth_grad) differentiate_block<kVectors, true, false>(c, space, channel);
+    else if (!task.features_grad) differentiate_block<kVectors, false, true>(c, space, channel);
+    else differentiate_block<kVectors, true, true>(c, space, channel);
   }
+  if (task.depth_grad && task.softmax) softmax_backward(c.weights, task.plan.bins, task.plan.height, c.weights_grad);
 }
 
-/// All gradients of one pixel column of a batch; those of weights go to `weights_grad`, where they are wanted.
-void differentiate_column(const VoxelPoolBackwardTask& task, int64_t column, float* weights_grad) {
+void differentiate_group(const VoxelPoolBackwardTask& task, const Group& group, float* weights_grad) {
   const PoolPlan& plan = task.plan;
-  const int64_t columns = plan.cameras * plan.width, size = plan.bins * plan.height, pitch = Blocks(task.channels).pitch;
-  const int64_t pixel = column / plan.width * plan.height * plan.width + column % plan.width;  // of the first row
-  const float* const weights = static_cast<const float*>(task.weights) + column * size;
-  const Scratch scratch(2 * plan.height * pitch);
-  float* const features = scratch.get();
-  float* const features_grad = features + plan.height * pitch;
-  as_type(task.feature_number, task.features, [&](auto* from) {
-    for (int64_t v = 0; v < plan.height; ++v)
-      widen_row(from + (pixel + v * plan.width) * task.channels, task.channels, features + v * pitch, pitch);
-  });
-  __builtin_memset(features_grad, 0, plan.height * pitch * sizeof(float));
+  const int64_t columns = plan.cameras * plan.width, size = plan.bins * plan.height, first = group.camera * plan.width + group.first;
+  const int32_t* const starts = plan.column_start + (plan.samples > 1 ? first : first % columns);
+  Workspace space(plan.height);
+  const float* weights = static_cast<const float*>(task.weights) + first * size;
   if (task.depth_grad && task.weights_grad)
-    __builtin_memcpy(weights_grad, static_cast<const float*>(task.weights_grad) + column * size, size * sizeof(float));
+    __builtin_memcpy(weights_grad, static_cast<const float*>(task.weights_grad) + first * size, group.count * size * sizeof(float));
   else if (task.depth_grad)
-    __builtin_memset(weights_grad, 0, size * sizeof(float));
-
-  const int32_t* const start = plan.column_start + (plan.samples > 1 ? column : column % columns);
-  differentiate({task, plan.column_runs + start[0], plan.column_runs + start[1], column / columns, weights, weights_grad, features, features_grad});
-
-  if (task.features_grad)
-    as_type(task.feature_number, task.features_grad, [&](auto* to) {
-      for (int64_t v = 0; v < plan.height; ++v) copy_row(features_grad + v * pitch, task.channels, to + (pixel + v * plan.width) * task.channels);
-    });
-  if (task.depth_grad && task.softmax) softmax_backward(weights, plan.bins, plan.height, weights_grad);
+    __builtin_memset(weights_grad, 0, group.count * size * sizeof(float));
+  for (int64_t i = 0; i < group.count; ++i, weights += size, weights_grad += size) {
+    const ColumnRun* const end = plan.column_runs + starts[i + 1];
+    differentiate_column({task, first / columns, group.camera * plan.height * plan.width + group.first + i, plan.column_runs + starts[i], end,
+                          i + 1 < group.count ? plan.column_runs + starts[i + 2] : end, weights, weights_grad}, space);
+  }
 }
 
 void backward(const VoxelPoolBackwardTask& task, int threads) {
-  const PoolPlan& plan = task.plan;
-  const int64_t size = plan.bins * plan.height;
-  each_group(plan, task.batch, threads, [&](const Group& group) {
-    const Scratch weights_grad(task.depth_grad ? group.count * size : 0);
-    for (int64_t i = 0; i < group.count; ++i)
-      differentiate_column(task, group.camera * plan.width + group.first + i, weights_grad.get() + i * size);
+  const int64_t size = task.plan.bins * task.plan.height;
+  each_group(task.plan, task.batch, threads, [&](const Group& group) {
+    const Scratch<float> weights_grad(task.depth_grad ? group.count * size : 0);
+    differentiate_group(task, group, weights_grad.get());
     if (task.depth_grad) write_depth_grad(task, group, weights_grad.get());
   });
 }
