@@ -284,6 +284,46 @@ def test_to_begin_with_a_saved_policy(config: Configure) -> None:
         imitate(config(initial="nowhere"))
 
 
+@pytest.mark.parametrize("reasoner", [None, {"name": "driver", "cameras": "none", "hidden": 8, "layers": 1}])
+def test_a_planner_that_learns_behind_eyes_that_have_learnt(config: Configure, pictures: Path, reasoner: Any) -> None:
+    """They see each scene once, and stay as they are; what they lend is in the new policy, which needs nothing of the old one."""
+    data = {"train": SEEN, "validation": {**SEEN, "split": "val"}}
+    settings = {
+        "data": data,
+        "cache": pictures,
+        "steps": 3,
+        "validation": {"every": 3, "metrics": ["displacement"], "best": "miss_rate", "blanked": True},
+    }
+    eyes = imitate(config(out="eyes", backbone="acme_bright", reasoner=reasoner, **settings)) / "checkpoints/last/model"
+    lent = {"backbone": None, "perception": str(eyes), **settings}
+    run = imitate(config(out="planner", seed=3, **lent))
+    before, after = from_pretrained(eyes).state_dict(), weights(run)  # type: ignore[union-attr]
+    changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"planner"}
+    line = logged(run)[-1]
+    assert set(line) >= {"losses/planner/square", "blanked/ade"}
+    assert not any(name.startswith("losses/reasoner") for name in line)
+    assert line["blanked/ade"] != line["validation/ade"]  # black images are not what was seen
+
+    policy, (obs, *_) = from_pretrained(run / "checkpoints/best/model"), build("dataset", {**SEEN, "split": "val"})[0]
+    assert isinstance(policy, Policy)
+    looks = policy.eval().sample(obs, generator=torch.Generator().manual_seed(0))
+    assert looks.poses.isfinite().all()
+
+    imitate(config(out="parts", seed=3, **{**lent, "steps": 3}))
+    same(run, Path("parts"))
+
+
+def test_whose_eyes(config: Configure) -> None:
+    imitate(config(out="first"))
+    with pytest.raises(ConfigError, match="give either backbone, which learns to see, or perception"):
+        imitate(config(perception="first/checkpoints/last/model"))
+    with pytest.raises(ConfigError, match="give either backbone"):
+        imitate(config(backbone=None))
+    with pytest.raises(ConfigError, match=r"reasoner: perception has a reasoner of its own, or none; set reasoner=null"):
+        imitate(config(backbone=None, reasoner="driver", perception="first/checkpoints/last/model"))
+
+
 def test_steps_or_epochs(config: Configure) -> None:
     directory = imitate(config(steps=None, epochs=1.5, accumulate=2, batch=2))
     assert logged(directory)[-1]["step"] == 4  # 15 scenes by fours

@@ -472,7 +472,7 @@ def test_calibration_makes_the_sure_less_sure_and_keeps_their_order():
     logits = found.logits | {"dac": torch.stack([-claimed, claimed], -1).log_softmax(-1), "lk": torch.zeros(1, 4000, 2)}
     logits = {name: value if name in ("dac", "lk") else value[:1, :1].expand(-1, 4000, -1) for name, value in logits.items()}
     before = model.temperatures["dac"](logits["dac"])
-    report = model.calibrate(dataclasses.replace(found, values=values, logits=logits), Epdms(values))
+    report = model.calibrate([dataclasses.replace(found, values=values, logits=logits)], [Epdms(values)])
     assert set(report) == set(LEARNED) - {"lk"}
     assert report["dac"][1] < report["dac"][0] - 0.5
     after = model.temperatures["dac"](logits["dac"])
@@ -481,7 +481,7 @@ def test_calibration_makes_the_sure_less_sure_and_keeps_their_order():
     assert torch.equal(margins[0].argsort(), margins[1].argsort())
     assert model.temperatures["lk"].sharpness == 1.0
     assert (model.temperatures["nc"](logits["nc"]).exp()[..., -1] > 0.99).all()  # of what never fails it is surer now
-    again = model.calibrate(dataclasses.replace(found, values=values, logits=logits), Epdms(values))
+    again = model.calibrate([dataclasses.replace(found, values=values, logits=logits)], [Epdms(values)])
     assert again["dac"] == report["dac"]
 
 
@@ -489,7 +489,8 @@ def test_judgements_of_many_batches_are_calibrated_together(scenes, vocabulary):
     model, obs, made = world_model(), observations(scenes), candidates_of(scenes, vocabulary)
     with torch.no_grad():
         parts = [model(obs[rows], scenes[rows], made.plan[rows]) for rows in (slice(0, 20), slice(20, 48))]
-    report = model.calibrate(type(parts[0]).cat(parts), irlvla.epdms(scenes, made.plan))
+    exact = irlvla.epdms(scenes, made.plan)
+    report = model.calibrate(parts, [exact[:20], exact[20:]])
     assert set(report) == set(LEARNED)
     for name, (before, after) in report.items():
         assert after <= before, name
@@ -509,7 +510,7 @@ def test_calibration_changes_values_not_logits():
 def test_plans_unlike_those_of_the_training_are_told(scenes, vocabulary):
     model, obs, made = world_model(), observations(scenes), candidates_of(scenes, vocabulary)
     assert not model.unsupported(obs, made.plan).any()
-    model.support.fit(made.plan, obs.ego[:, -1, 3], 0.99)
+    model.fit_support(made.plan, obs.ego[:, -1, 3], 0.99)
     assert 0.005 < model.unsupported(obs, made.plan).float().mean() < 0.015
     other = candidates_of(scenes, vocabulary, seed=1)
     assert model.unsupported(obs, other.plan).float().mean() < 0.05
@@ -518,7 +519,7 @@ def test_plans_unlike_those_of_the_training_are_told(scenes, vocabulary):
     for strange in (zigzag, 4.0 * made.plan.poses + 40.0, sideways + torch.tensor([0.0, 30.0, 0.0])):
         assert model.unsupported(obs, Plan(strange)).float().mean() > 0.9
     with pytest.raises(InputError, match="learned from more than 17 plans, got 4"):
-        model.support.fit(Plan(made.plan.poses[:1, :4]), obs.ego[:1, -1, 3], 0.99)
+        model.fit_support(Plan(made.plan.poses[:1, :4]), obs.ego[:1, -1, 3], 0.99)
 
 
 # -- made of others ----------------------------------------------------------------------------------------------------
@@ -581,6 +582,27 @@ def test_an_ensemble_learns_as_its_members_do():
         ensemble.loss(measured, measured)
 
 
+def test_members_with_the_same_frozen_eyes_look_once(tmp_path, monkeypatch):
+    policy = irlvla.registry.installed().build_policy(VECTOR["backbone"], "constant_velocity")
+    irlvla.save_pretrained(policy, tmp_path / "policy")
+    member = {"name": "world_model", **VECTOR, "policy": str(tmp_path / "policy")}
+    ensemble = built("ensemble", members=[member, {**member, "layers": 2}])
+    obs, scene, plan = example_observation(2), example_scene(2), example_plan(2, 3)
+    obs = dataclasses.replace(obs, scene=scene)
+    looked, see = [], type(ensemble.members[0]).see
+    monkeypatch.setattr(type(ensemble.members[0]), "see", lambda self, obs: looked.append(self) or see(self, obs))
+    irlvla.save_pretrained(ensemble, tmp_path / "ensemble")
+    for judge in (ensemble, irlvla.from_pretrained(tmp_path / "ensemble")):
+        looked.clear()
+        found = judge(obs, scene, plan)
+        assert len(looked) == 1
+        for one, other in zip(found.members, judge.members, strict=True):
+            torch.testing.assert_close(one.values, other(obs, scene, plan).values, equal_nan=True)
+    looked.clear()
+    built("ensemble", members=[{**member, "frozen": False}] * 2)(obs, scene, plan)
+    assert len(looked) == 2
+
+
 def test_a_mix_is_partly_exact():
     mix = built("mix", learned={"name": "world_model", **VECTOR}, share=0.25, shares={"dac": 1.0})
     found, (obs, scene, plan) = judged(mix)
@@ -619,7 +641,7 @@ def saved(tmp_path):
     """A calibrated world model with a support, and where it is."""
     model, (obs, plan) = world_model(seed=3), (example_observation(8), example_plan(8, 6))
     model.temperatures["dac"].sharpness.fill_(0.7)
-    model.support.fit(plan, obs.ego[:, -1, 3], 0.9)
+    model.fit_support(plan, obs.ego[:, -1, 3], 0.9)
     return model, str(irlvla.save_pretrained(model, tmp_path / "reward"))
 
 

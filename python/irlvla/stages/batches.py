@@ -6,11 +6,11 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
@@ -18,6 +18,8 @@ from irlvla.components import Dataset, Spec
 from irlvla.errors import InputError, IrlvlaError
 from irlvla.registry import build
 from irlvla.types import Observation, Scene, Trajectory
+
+T = TypeVar("T")
 
 
 class SceneBatch(NamedTuple):
@@ -55,16 +57,25 @@ def _joined(observations: Sequence[Observation], scenes: Sequence[Scene]) -> tup
     return dataclasses.replace(obs, scene=scene), scene
 
 
-def in_order(dataset: Dataset, batch: int, workers: int) -> DataLoader[SceneBatch]:
-    """All scenes of a dataset, from the first to the last.
+def open_scenes(spec: Spec) -> Dataset:
+    """A dataset. Raises `InputError` if there is nothing in it."""
+    dataset: Dataset = build("dataset", spec)
+    if not len(dataset):
+        raise InputError(f"{dataset} holds no scenes")
+    return dataset
+
+
+def in_order(dataset: Dataset, batch: int, workers: int, rows: Sequence[int] | None = None) -> DataLoader[SceneBatch]:
+    """All scenes of a dataset, from the first to the last; or those of some rows.
 
     Whole batches are dealt out, so that a scene has the same neighbours, and the same random numbers, in any number of processes.
     """
-    batches = [range(len(dataset))[first : first + batch] for first in range(0, len(dataset), batch)]
+    rows = range(len(dataset)) if rows is None else rows
+    batches = [rows[first : first + batch] for first in range(0, len(rows), batch)]
     return loader(batches, functools.partial(read, dataset), workers)
 
 
-def loader(places: Sequence[Any], read: Callable[[Any], SceneBatch | IrlvlaError], workers: int) -> DataLoader[Any]:
+def loader(places: Sequence[Any], read: Callable[[Any], Any], workers: int) -> DataLoader[Any]:
     """A batch for each place, made by `read` in this process or in workers. It leaves torch's random numbers as they are."""
     items: Any = places
     return DataLoader(items, batch_size=1, num_workers=workers, collate_fn=functools.partial(_read_one, read), generator=Generator())
@@ -75,7 +86,7 @@ def _read_one(read: Callable[[Any], Any], places: list[Any]) -> Any:
     return read(place)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shuffled:
     """The batches of a training by their number: every scene once in each epoch, in another order.
 
@@ -92,12 +103,39 @@ class Shuffled:
 
     def _row(self, place: int) -> int:
         epoch, rest = divmod(place, len(self.dataset))
-        return _permutation(len(self.dataset), self.seed, epoch)[rest]
+        return self._epoch(epoch)[rest]
+
+    def _epoch(self, number: int) -> list[int]:
+        return _permutation(len(self.dataset), self.seed, number)
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted(Shuffled):
+    """The same, but in each epoch a scene comes as often as its weight says, relative to the mean weight: rounded down or up by chance."""
+
+    weights: Float[Tensor, " N"]
+
+    def _epoch(self, number: int) -> list[int]:
+        return _drawn(self, number)
+
+
+@functools.lru_cache(maxsize=2)
+def _drawn(order: Weighted, number: int) -> list[int]:
+    drawer, count = numbered(order.seed, number), len(order.weights)
+    ends = order.weights.double().cumsum(0)
+    places = (torch.arange(count) + torch.rand((), dtype=torch.float64, generator=drawer)) / count  # systematic sampling
+    rows = torch.searchsorted(ends / ends[-1], places, right=True)
+    return rows[torch.randperm(count, generator=drawer)].tolist()
 
 
 @functools.lru_cache(maxsize=2)  # a batch may begin in one epoch and end in the next
 def _permutation(count: int, seed: int, number: int) -> list[int]:
-    return torch.randperm(count, generator=_generator(seed, number)).tolist()
+    return torch.randperm(count, generator=numbered(seed, number)).tolist()
+
+
+def without_images(spec: Spec) -> Spec:
+    """The same scenes without their images, which are what takes time to read."""
+    return {**spec, "size": None} if "size" in spec else spec
 
 
 def human_drives(spec: Spec, count: int, seed: int) -> Trajectory:
@@ -106,7 +144,7 @@ def human_drives(spec: Spec, count: int, seed: int) -> Trajectory:
     Raises:
         InputError: it was recorded in none of them.
     """
-    dataset: Dataset = build("dataset", {**spec, "size": None} if "size" in spec else spec)  # without images it is quick
+    dataset: Dataset = build("dataset", without_images(spec))
     drives = Trajectory.cat(dataset[row][2] for row in _permutation(len(dataset), seed, 0)[:count])
     known = drives[drives.poses.isfinite().flatten(1).all(1)]
     if not len(known):
@@ -114,7 +152,7 @@ def human_drives(spec: Spec, count: int, seed: int) -> Trajectory:
     return known
 
 
-def checked(batches: Iterable[SceneBatch | IrlvlaError]) -> Iterator[SceneBatch]:
+def checked(batches: Iterable[T | IrlvlaError]) -> Iterator[T]:
     """The batches of a loader. Raises the mistake that kept one from being read."""
     for batch in batches:
         if isinstance(batch, IrlvlaError):
@@ -124,9 +162,10 @@ def checked(batches: Iterable[SceneBatch | IrlvlaError]) -> Iterator[SceneBatch]
 
 def generator_of(batch: SceneBatch, seed: int) -> Generator:
     """Random numbers that depend on nothing but a seed and the place of a batch in its dataset."""
-    return _generator(seed, int(batch.rows[0]), batch.rows.device)
+    return numbered(seed, int(batch.rows[0]), batch.rows.device)
 
 
-def _generator(seed: int, number: int, device: str | torch.device = "cpu") -> Generator:
+def numbered(seed: int, number: int, device: str | torch.device = "cpu") -> Generator:
+    """Random numbers that depend on nothing but a seed and a number, of a batch for example."""
     entropy = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
     return Generator(device).manual_seed(int(entropy[0]))

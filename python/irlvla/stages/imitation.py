@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -13,21 +13,30 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from irlvla.checkpoint import from_pretrained, save_pretrained
+from irlvla.checkpoint import from_pretrained
 from irlvla.components import Config, Dataset, Metric, Policy, Spec, pluggable
-from irlvla.errors import ConfigError, InputError, did_you_mean
-from irlvla.files import whole_folder, write_whole
+from irlvla.errors import ConfigError
+from irlvla.files import write_whole
 from irlvla.plots import draw_learning_curve
 from irlvla.registry import build, installed
 from irlvla.run import Run, TrainingConfig
 from irlvla.run.journal import METRICS
-from irlvla.stages.batches import SceneBatch, Shuffled, checked, generator_of, human_drives, in_order, loader
+from irlvla.stages.batches import SceneBatch, Shuffled, checked, generator_of, human_drives, in_order, loader, open_scenes, without_images
 from irlvla.stages.caching import cached
-from irlvla.stages.measurement import Summary, means_of, measure_all
-from irlvla.stages.optimization import DivergedError, OptimizerConfig, Pace, add_gradients, averaged, make_optimizer, make_schedule
+from irlvla.stages.features import is_frozen, remembering
+from irlvla.stages.measurement import Best, Summary, means_of, measure_all
+from irlvla.stages.optimization import (
+    DivergedError,
+    OptimizerConfig,
+    Pace,
+    add_gradients,
+    averaged,
+    count_steps,
+    lost_at,
+    make_optimizer,
+    make_schedule,
+)
 from irlvla.types import Observation, Plan
-
-SCORE = "score.json"  #: of the best policy, beside it
 
 
 class DataConfig(Config):
@@ -55,8 +64,13 @@ class ImitateConfig(TrainingConfig):
     cache: Path | None = Field(
         None, description="folder where scenes are kept as shards, made once; null = made or read anew in every epoch"
     )
-    backbone: Spec = pluggable("backbone", description="sees")
+    backbone: Spec | None = pluggable("backbone", None, description="sees")
     reasoner: Spec | None = pluggable("reasoner", None, description="thinks in words")
+    perception: str | None = Field(
+        None,
+        description="a saved policy (folder, or name on the Hub) that lends its backbone and reasoner instead: frozen, they look at each "
+        "scene once, and the planner alone learns, from what they saw",
+    )
     planner: Spec = pluggable("planner", description="drives")
     initial: str | None = Field(None, description="a saved policy whose weights to begin with: its folder, or its name on the Hub")
     fit: int = Field(4096, ge=0, description="human drives that show the planner what it does not learn by gradient (anchors, scales)")
@@ -89,16 +103,17 @@ def imitate(config: ImitateConfig) -> Path:
         InputError: a dataset holds no scenes, or no drives of people.
     """
     specs = {name: cached(spec, config.cache) for name, spec in config.data if spec is not None}
-    datasets = {name: _open(spec) for name, spec in specs.items()}
     torch.manual_seed(config.seed)
     learner = Learner(_make_policy(config), config.ema)
     optimizer = make_optimizer(learner.policy, config.optimizer)
-    with Run.start("imitate", config) as run:
+    with Run.start("imitate", config) as run, learner.remembering(list(specs.values()), config, run):
+        datasets = {name: open_scenes(without_images(spec) if learner.frozen else spec) for name, spec in specs.items()}
         per_step = config.accumulate * len(run.gather(torch.zeros(1, device=run.device)))  # batches, of all processes
-        steps = _count_steps(config, len(datasets["train"]), per_step * config.batch)
+        steps = count_steps(config.steps, config.epochs, len(datasets["train"]), per_step * config.batch)
         schedule = make_schedule(optimizer, config.optimizer, steps)
         model, optimizer, schedule = run.prepare(learner, optimizer, schedule)
-        validation = Validation(run, config, datasets.get("validation"))
+        pictured = open_scenes(specs["validation"]) if learner.frozen and config.validation.blanked and "validation" in specs else None
+        validation = Validation(run, config, datasets.get("validation"), pictured)
         first = run.restore()
         if first == 0:
             if config.fit and config.initial is None:
@@ -114,7 +129,7 @@ def imitate(config: ImitateConfig) -> Path:
                     values = add_gradients(run, model, batches, config.optimizer.clip)
                 except DivergedError as error:
                     saved = run.save(step - 1, learner.result) if step > first + 1 else None
-                    raise DivergedError(_told(step, error, saved)) from None
+                    raise lost_at(step, error, saved) from None
                 values["charts/learning_rate"] = max(schedule.get_last_lr())
                 optimizer.step()
                 optimizer.zero_grad()
@@ -136,19 +151,19 @@ def imitate(config: ImitateConfig) -> Path:
     return run.directory
 
 
-def _told(step: int, error: DivergedError, saved: Path | None) -> str:
-    kept = f"The weights before it are saved; begin again from them: initial={saved / 'model'}. " if saved else ""
-    return f"step {step}: {error}. {kept}A lower optimizer.lr, a longer optimizer.warmup or a smaller optimizer.clip may help"
-
-
 # -- the policy --------------------------------------------------------------------------------------------------------
 
 
 class Learner(nn.Module):
-    """What is trained: a policy, and beside it the moving average of its weights."""
+    """What is trained: a policy, and beside it the moving average of its weights.
+
+    Attributes:
+        frozen: whether its planner alone learns.
+    """
 
     def __init__(self, policy: Policy, decay: float) -> None:
         super().__init__()
+        self.frozen = is_frozen(policy.backbone) and any(True for _ in policy.backbone.parameters())
         self.policy, self.average = policy, averaged(policy, decay)
 
     @property
@@ -157,18 +172,32 @@ class Learner(nn.Module):
         return cast(Policy, self.average.module)
 
     def forward(self, batch: SceneBatch) -> dict[str, Tensor]:
-        """The losses of the policy."""
-        return self.policy.loss(batch.observation, batch.scene, batch.human)
+        """The losses of the policy, or of its planner."""
+        if not self.frozen:
+            return self.policy.loss(batch.observation, batch.scene, batch.human)
+        losses = self.policy.planner.loss(self.policy(batch.observation), batch.human)
+        return {f"planner/{name}": value for name, value in losses.items()}
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self.average.eval()
+        if self.frozen:
+            self.policy.eval().planner.train(mode)
         return self
+
+    def remembering(self, specs: list[Spec], config: ImitateConfig, run: Run) -> AbstractContextManager[None]:
+        """A block in which what is frozen has looked at all scenes of datasets already."""
+        return remembering([self], specs, config.cache, run, config.workers) if self.frozen else nullcontext()
 
 
 def _make_policy(config: ImitateConfig) -> Policy:
     """The policy of a configuration, with the weights that it begins with."""
-    policy = installed().build_policy(config.backbone, config.planner, config.reasoner)
+    if (config.backbone is None) == (config.perception is None):
+        raise ConfigError("give either backbone, which learns to see, or perception, a saved policy that has learnt it")
+    if config.backbone is None:
+        policy = _with_perception(config)
+    else:
+        policy = installed().build_policy(config.backbone, config.planner, config.reasoner)
     if config.initial is not None:
         initial = from_pretrained(config.initial)
         try:
@@ -180,17 +209,15 @@ def _make_policy(config: ImitateConfig) -> Policy:
     return policy
 
 
-def _open(spec: Spec) -> Dataset:
-    dataset: Dataset = build("dataset", spec)
-    if not len(dataset):
-        raise InputError(f"{dataset} holds no scenes")
-    return dataset
-
-
-def _count_steps(config: ImitateConfig, scenes: int, per_step: int) -> int:
-    if (config.steps is None) == (config.epochs is None):
-        raise ConfigError("give steps or epochs" + ("" if config.steps is None else ", not both; steps=null drops one"))
-    return config.steps or math.ceil(config.epochs * scenes / per_step)  # type: ignore[operator]
+def _with_perception(config: ImitateConfig) -> Policy:
+    """A new planner behind the eyes of a saved policy."""
+    if config.reasoner is not None:
+        raise ConfigError("reasoner: perception has a reasoner of its own, or none; set reasoner=null")
+    saved = from_pretrained(str(config.perception))
+    if not isinstance(saved, Policy):
+        raise ConfigError(f"perception={config.perception}: it is no policy but {saved}")
+    saved.requires_grad_(False)
+    return Policy(saved.backbone, build("planner", config.planner, width=saved.backbone.width), saved.reasoner)
 
 
 # -- validation --------------------------------------------------------------------------------------------------------
@@ -199,11 +226,17 @@ def _count_steps(config: ImitateConfig, scenes: int, per_step: int) -> int:
 class Validation:
     """Held-out scenes, how the policy drives there, and the best that it was."""
 
-    def __init__(self, run: Run, config: ImitateConfig, dataset: Dataset | None) -> None:
+    def __init__(self, run: Run, config: ImitateConfig, dataset: Dataset | None, pictured: Dataset | None = None) -> None:
+        """`pictured`: the same scenes with their images, where `dataset` has none."""
         self.run, self.seed, self.config = run, config.seed, config.validation
         self.metrics: list[Metric] = [build("metric", spec) for spec in self.config.metrics]
-        self.batches = [] if dataset is None else run.prepare(in_order(dataset, self.config.batch, config.workers))
-        self.best = run.directory / "checkpoints" / "best"
+
+        def batches(dataset: Dataset | None) -> Any:
+            return [] if dataset is None else run.prepare(in_order(dataset, self.config.batch, config.workers))
+
+        self.batches = batches(dataset)
+        self.pictured = self.batches if pictured is None else batches(pictured)
+        self.best = Best(run, self.config.best)
         self.shown: dict[str, Any] = {}
 
     def references(self) -> dict[str, float]:
@@ -219,10 +252,10 @@ class Validation:
         if not self.batches:
             return {}
         found = self._measure(checked(self.batches), lambda batch: self._drive(policy, batch, batch.observation))
-        self._keep(step, policy, found)
+        self.best.keep(step, policy, found)
         values = _named("validation", found)
         if self.config.blanked:
-            blind = self._measure(checked(self.batches), lambda batch: self._drive(policy, batch, blanked(batch.observation)))
+            blind = self._measure(checked(self.pictured), lambda batch: self._drive(policy, batch, blanked(batch.observation)))
             values |= _named("blanked", blind)
         self.shown = {self.config.best: found[self.config.best]["mean"]}
         return values
@@ -233,33 +266,18 @@ class Validation:
     def _drive(self, policy: Policy, batch: SceneBatch, obs: Observation) -> Plan:
         return policy.sample(obs, self.config.candidates, generator=generator_of(batch, self.seed))
 
-    def _keep(self, step: int, policy: Policy, found: Summary) -> None:
-        """Write the model to checkpoints/best, unless a better one is there."""
-        name = self.config.best
-        if found.get(name, {}).get("mean") is None:
-            raise ConfigError(f"validation.best: there is no {name!r}. {did_you_mean(name, found)}Measured: {', '.join(means_of(found))}")
-        if self.run.is_main and ((before := self.read_best()) is None or found[name]["mean"] > before["metrics"][name]["mean"]):
-            with whole_folder(self.best) as folder:
-                save_pretrained(policy, folder / "model")
-                (folder / SCORE).write_text(json.dumps({"step": step, "metrics": found}, indent=2) + "\n")
-
     def draw(self) -> None:
         """The learning curve so far."""
         if self.run.is_main:
             draw_learning_curve(self.run.directory / METRICS, self.run.directory / "learning_curve.png")
 
-    def summarise(self, steps: int) -> None:
-        """Write summary.json: what was measured of the best policy."""
-        best = self.read_best()
-        told = f"{steps} steps" + (f", of which {best['step']} was the best: {self.best / 'model'}" if best else "")
+    def summarise(self, steps: int, ended: str | None = None) -> None:
+        """Write summary.json: what was measured of the best policy, and how the run ended if not after all steps."""
+        best = self.best.read()
+        told = (ended or f"{steps} steps") + (f", of which {best['step']} was the best: {self.best.folder / 'model'}" if best else "")
         if self.run.is_main:
             summary = {"result": told, "steps": steps, "metrics": best["metrics"] if best else {}}
             write_whole(self.run.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
-
-    def read_best(self) -> dict[str, Any] | None:
-        """What was measured of the best policy, and of which step it is."""
-        path = self.best / SCORE
-        return json.loads(path.read_text()) if path.exists() else None
 
 
 def blanked(obs: Observation) -> Observation:

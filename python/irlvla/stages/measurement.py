@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from irlvla.components import Metric
-from irlvla.errors import ConfigError, ContractError
+from irlvla.checkpoint import save_pretrained
+from irlvla.components import Component, Metric, Policy
+from irlvla.errors import ConfigError, ContractError, did_you_mean
+from irlvla.files import whole_folder
 from irlvla.run import Run
 from irlvla.stages.batches import SceneBatch
 from irlvla.types import Plan
 
 Record = dict[str, Any]  #: a scene's number in the dataset, its token, and the values of its metrics by name
 Summary = dict[str, dict[str, Any]]  #: of each metric the mean, None if it was measured nowhere, and the count of scenes
+
+SCORE = "score.json"  #: of the best model, beside it
 
 
 def measure_all(run: Run, batches: Iterable[SceneBatch], metrics: Iterable[Metric], drive: Callable[[SceneBatch], Plan]) -> Summary:
@@ -85,3 +89,30 @@ def summarised(records: Iterable[Record]) -> Summary:
 def means_of(summary: Summary) -> dict[str, float]:
     """What was measured, as it is logged."""
     return {name: of["mean"] for name, of in summary.items() if of["mean"] is not None}
+
+
+class Best:
+    """The best model of a run so far: checkpoints/best/model, and beside it what was measured of it.
+
+    Attributes:
+        folder: checkpoints/best.
+    """
+
+    def __init__(self, run: Run, name: str) -> None:
+        """`name`: of the value that is highest for it."""
+        self.run, self.name, self.folder = run, name, run.directory / "checkpoints" / "best"
+
+    def keep(self, step: int, model: nn.Module, found: Summary) -> None:
+        """Write the model of a step, unless a better one is there. Raises `ConfigError` if the value was not measured."""
+        name = self.name
+        if found.get(name, {}).get("mean") is None:
+            raise ConfigError(f"validation.best: there is no {name!r}. {did_you_mean(name, found)}Measured: {', '.join(means_of(found))}")
+        if self.run.is_main and ((before := self.read()) is None or found[name]["mean"] > before["metrics"][name]["mean"]):
+            with whole_folder(self.folder) as folder:
+                save_pretrained(cast("Policy | Component", model), folder / "model")
+                (folder / SCORE).write_text(json.dumps({"step": step, "metrics": found}, indent=2) + "\n")
+
+    def read(self) -> dict[str, Any] | None:
+        """What was measured of it, and of which step it is."""
+        path = self.folder / SCORE
+        return json.loads(path.read_text()) if path.exists() else None

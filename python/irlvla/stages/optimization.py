@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -60,6 +61,15 @@ def make_schedule(optimizer: Optimizer, config: OptimizerConfig, steps: int) -> 
     return LambdaLR(optimizer, factor)
 
 
+def count_steps(steps: int | None, epochs: float | None, scenes: int, per_step: int) -> int:
+    """Of a training over so many scenes, of which `per_step` are seen in a step. Raises `ConfigError` unless either is given."""
+    if steps is not None and epochs is None:
+        return steps
+    if epochs is not None and steps is None:
+        return math.ceil(epochs * scenes / per_step)
+    raise ConfigError("give steps or epochs" + ("" if steps is None else ", not both; steps=null drops one"))
+
+
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of a model for the exponential moving average of its weights; buffers are those of the model.
 
@@ -104,6 +114,13 @@ def _parts(name: str) -> list[str]:
 
 class DivergedError(IrlvlaError, ArithmeticError):
     """A training has lost its way: a loss or the gradient is not finite."""
+
+
+def lost_at(step: int, error: DivergedError, saved: Path | None) -> DivergedError:
+    """The same error, with the step, where the weights before it are, and what may help."""
+    kept = f"The weights before it are saved; begin again from them: initial={saved / 'model'}. " if saved else ""
+    help = "A lower optimizer.lr, a longer optimizer.warmup or a smaller optimizer.clip may help"
+    return DivergedError(f"step {step}: {error}. {kept}{help}")
 
 
 def add_gradients(run: Run, model: nn.Module, batches: Iterator[Any], clip: float) -> dict[str, float]:

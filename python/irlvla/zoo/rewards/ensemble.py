@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from irlvla.components import Spec, pluggable
 from irlvla.errors import ConfigError, InputError
 from irlvla.registry import installed
 from irlvla.types import Epdms, Observation, Plan, Scene
+from irlvla.zoo.rewards.world_model import WorldModel
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class EnsembleReward(components.RewardModel):
             description="what is taken off every sub-metric of a plan that is unlike those that the members learned from",
         )
 
+    shared: bool  # whether members see with the same frozen backbone, so that it looks once for all of them
+
     def __init__(self, config: Any) -> None:
         """Raises `ConfigError` for no members, and for a saved model that is no reward."""
         super().__init__(config)
@@ -56,6 +61,8 @@ class EnsembleReward(components.RewardModel):
         if not learning + saved:
             raise ConfigError("an ensemble needs members: name rewards in `members`, or folders of saved ones in `saved`")
         self.members = nn.ModuleList(learning + saved)
+        _compare(self)
+        self.register_load_state_dict_post_hook(_compare)
 
     @property
     def saved_config(self) -> Any:
@@ -64,7 +71,7 @@ class EnsembleReward(components.RewardModel):
         return self.config.model_copy(update={"members": [spec_of(member) for member in members], "saved": []})
 
     def forward(self, obs: Observation, scene: Scene, plan: Plan) -> Agreement:
-        found: list[Epdms] = [member(obs, scene, plan) for member in self.members]
+        found = self._opinions(obs, scene, plan)
         values = torch.stack([one.values.to(plan.poses) for one in found])
         mean, spread = _moments(values)
         _, disagreement = _moments(torch.stack([one.score().to(plan.poses) for one in found]))
@@ -79,11 +86,34 @@ class EnsembleReward(components.RewardModel):
             members=found,
         )
 
+    def _opinions(self, obs: Observation, scene: Scene, plan: Plan) -> list[Epdms]:
+        members: Any = self.members
+        if not self.shared:
+            return [member(obs, scene, plan) for member in members]
+        features = members[0].see(obs)
+        return [member.judge(features, plan) for member in members]
+
     def unsupported(self, obs: Observation, plan: Plan) -> Bool[Tensor, "M B K"]:
         """Whether plans are unlike those that each member learned from; none is to members that do not tell."""
         none = torch.zeros(plan.poses.shape[:2], dtype=torch.bool, device=plan.poses.device)
         tells = [getattr(member, "unsupported", None) for member in self.members]
         return torch.stack([none if tell is None else tell(obs, plan) for tell in tells])
+
+    def calibrate(self, predicted: Sequence[Agreement], measured: Sequence[Epdms]) -> dict[str, tuple[float, float]]:
+        """Calibrate each member that can be, on batches of held-out scenes. Returns by metric the means over them of the negative
+        log-likelihood per candidate, before and after."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        for index, member in enumerate(self.members):
+            if (calibrate := getattr(member, "calibrate", None)) is not None:
+                for name, value in calibrate([part.members[index] for part in predicted], measured).items():
+                    found.setdefault(name, []).append(value)
+        return {name: (fmean(before), fmean(after)) for name, values in found.items() for before, after in [zip(*values, strict=True)]}
+
+    def fit_support(self, plan: Plan, speed: Float[Tensor, " B"], quantile: float) -> None:
+        """Tell each member that wants to know which plans are usual."""
+        for member in self.members:
+            if (fit := getattr(member, "fit_support", None)) is not None:
+                fit(plan, speed, quantile)
 
     def loss(self, predicted: Epdms, measured: Epdms) -> dict[str, Float[Tensor, ""]]:
         """The mean of the members' losses, by name. Raises `InputError` for what this model has not predicted."""
@@ -108,6 +138,20 @@ def spec_of(component: components.Component) -> dict[str, Any]:
     """Name and settings that rebuild a component from its own weights."""
     settings = getattr(component, "saved_config", component.config)
     return {"name": installed().entry_of(component).name, **settings.model_dump(mode="json")}
+
+
+def _compare(ensemble: Any, keys: Any = None) -> None:
+    """Find out whether all members see with the same frozen backbone, which then looks once for all of them. The weights tell; they are
+    looked at whenever they were loaded."""
+    first, *others = ensemble.members
+    frozen = all(isinstance(member, WorldModel) and member.frozen for member in ensemble.members)
+    ensemble.shared = frozen and all(_equal(first.backbone, other.backbone) for other in others)
+
+
+def _equal(one: components.Backbone, other: components.Backbone) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    same = type(one) is type(other) and one.config == other.config and mine.keys() == theirs.keys()
+    return same and all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
 def _moments(values: Float[Tensor, "M ..."]) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -193,20 +194,25 @@ class WorldModel(components.RewardModel):
         return losses | {f"perception/{name}": weights.perception * value.mean() for name, value in predicted.perception.items()}
 
     # -- calibration -------------------------------------------------------------------------------------------------
-    def calibrate(self, predicted: Judgement, measured: Epdms) -> dict[str, tuple[float, float]]:
-        """Temperatures and offsets from held-out scenes, which it has not learned from. Returns by metric the negative
+    def calibrate(self, predicted: Sequence[Judgement], measured: Sequence[Epdms]) -> dict[str, tuple[float, float]]:
+        """Temperatures and offsets from batches of held-out scenes, which it has not learned from. Returns by metric the negative
         log-likelihood per candidate before any calibration and after this one; metrics that were not measured stay as they are."""
         found = {}
-        for name, logits in predicted.logits.items():
-            label = measured.values[..., METRICS.index(name)]
+        for name in predicted[0].logits:
+            label = torch.cat([part.values[..., METRICS.index(name)].flatten() for part in measured])
+            logits = torch.cat([part.logits[name].flatten(0, -2) for part in predicted])
             known = ~label.isnan()
             if bool(known.any()):
                 temperature: Any = self.temperatures[name]
                 found[name] = temperature.fit(logits[known], _kind(label[known], CLASSES[name]))
         return found
 
+    def fit_support(self, plan: Plan, speed: Float[Tensor, " B"], quantile: float) -> None:
+        """Take from plans of the training, and the speed of the car in their scenes, what is usual; see `Support.fit`."""
+        self.support.fit(plan, speed, quantile)
+
     def unsupported(self, obs: Observation, plan: Plan) -> Bool[Tensor, "B K"]:
-        """Whether plans are unlike those of the training; none is before `support.fit(plan, speed, quantile)`."""
+        """Whether plans are unlike those of the training; none is before `fit_support`."""
         return self.support(plan, obs.ego[:, -1, StateIndex.VX]) > 1.0
 
 
