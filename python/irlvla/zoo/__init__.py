@@ -46,6 +46,15 @@ def irlvla_reward_models() -> dict[str, str]:
 
 
 @hookimpl
+def irlvla_rl_algorithms() -> dict[str, str]:
+    return {
+        "grpo": "irlvla.zoo.algorithms.grpo:Grpo",
+        "ppo": "irlvla.zoo.algorithms.ppo:Ppo",
+        "reinforce": "irlvla.zoo.algorithms.reinforce:Reinforce",
+    }
+
+
+@hookimpl
 def irlvla_datasets() -> dict[str, str]:
     return {
         "cached": "irlvla.zoo.datasets.cached:CachedDataset",
