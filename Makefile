@@ -6,11 +6,11 @@ NVCC   ?= nvcc
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install --quiet
-SOURCES := CMakeLists.txt pyproject.toml README.md $(wildcard csrc/*) $(shell find python -type f ! -name '*.pyc')
+SOURCES := CMakeLists.txt pyproject.toml README.md $(wildcard csrc/* recipes/*) $(shell find python -type f ! -name '*.pyc')
 PLUGINS := $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
 .DEFAULT_GOAL := help
-.PHONY: help develop test plugins lint bench sanitize cuda clean
+.PHONY: help develop demo test plugins lint bench sanitize cuda clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
@@ -27,6 +27,9 @@ develop: | $(BIN)/python  ## editable install; again after a change of C++, whic
 	$(PIP) "scikit-build-core>=1.0" "pybind11>=3.0" cmake ninja
 	$(PIP) --no-build-isolation "$(TORCH)" --editable ".[dev]"
 	@touch $(VENV)/.irlvla-dev $(VENV)/.irlvla-test
+
+demo: $(VENV)/.irlvla-test  ## all stages and the report, in the embedded world; again where it was stopped
+	$(BIN)/irlvla train recipes/demo.yaml
 
 # The plugins of this repository, each from its own folder, as anybody would install it. What an earlier build left there could
 # bring back deleted modules.

@@ -380,7 +380,8 @@ def test_help(command: tuple[str, ...]) -> None:
 
 def test_there_is_no_command_without_its_stage() -> None:
     names = {name for name, *_ in COMMANDS}
-    assert names == {"conformance", "convert", "cost", "doctor", "imitate", "plugins", "score", "show"}
+    stages = {"imitate", "reward", "reinforce", "evaluate", "train", "demo"}
+    assert names == stages | {"conformance", "convert", "cost", "doctor", "plugins", "probe", "score", "show"}
     assert {rest[0] for name, *rest in COMMANDS if name == "plugins" and rest} == {"list", "check", "new"}
 
 

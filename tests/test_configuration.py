@@ -431,6 +431,27 @@ def test_what_a_mistake_is_answered(overrides: tuple[str, ...]) -> None:
     assert told.split("\nNot usable")[0] == MISTAKES[overrides]
 
 
+def test_where_an_override_goes_in_a_recipe_of_several_stages() -> None:
+    """A field of the stage that runs comes before what else has its name: a section, or what sections share."""
+    recipe: dict[str, Any] = {
+        "planner": {**DATA, "steps": 8},
+        "optimizer": {"schedule": "cosine"},
+        "shared": 4,
+        "stage": {**DATA, "planner": {"name": "spline", "knots": "${shared}"}, "note": "${optimizer.schedule}"},
+    }
+
+    def stage(*overrides: str) -> Recipe:
+        return read(Recipe, {**recipe, "stage": dict(recipe["stage"])}, overrides, "stage")
+
+    assert stage("planner.knots=7").planner["knots"] == 7  # `planner` is a section too
+    assert stage("optimizer.rate=0.5").optimizer == Optimizer(rate=0.5, schedule="linear")  # and `optimizer` is shared too
+    assert stage("optimizer.schedule=linear").note == "cosine"
+    assert stage("stage.planner.knots=6", "stage.steps=9").planner["knots"] == 6
+    assert stage("shared=5").planner["knots"] == 5
+    own = {"planner": {**DATA, "planner": "spline"}}  # a section with the name of one of its fields
+    assert read(Recipe, own, ["planner.knots=7"], "planner").planner["knots"] == 7
+
+
 def test_what_is_missing() -> None:
     assert message({}, kind=MissingError) == "data: needs a value (where the scenes are); write data=..."
     assert message({"data": "???", "note": "???"}) == (

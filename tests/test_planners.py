@@ -654,7 +654,9 @@ def test_losses_of_chains_by_hand(name, score_loss):
     features, human = example_features(2, 32), humans(2)
     times = torch.randn(2, 5, 8, 2), torch.tensor([0.3, 0.9])
     for distance_loss in ("metres", "coordinates"):
-        planner = build(name, anchors=5, layers=2, score_loss=score_loss, distance_loss=distance_loss, score_weight=3.0, distance_weight=8.0)
+        planner = build(
+            name, anchors=5, layers=2, score_loss=score_loss, distance_loss=distance_loss, score_weight=3.0, distance_weight=8.0
+        )
         with torch.no_grad():
             for layer in planner.decoder.layers:
                 layer.score.weight.zero_()

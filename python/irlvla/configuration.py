@@ -5,7 +5,8 @@ settings of the components that they choose. `planner=spline` chooses a componen
 `planner.knots=5` and `metrics.0.name=epdms` change one setting and keep the others. `???` marks what must be set elsewhere.
 
 A recipe of several stages holds a section for each, named as its command, and beside them what they share, to which `${...}`
-refers. A stage reads its section alone. An override goes there too, unless it begins with another name of the recipe:
+refers. A stage reads its section alone. An override goes there too, unless it begins with another name of the recipe and the stage
+has no such field: `irlvla reward RECIPE reward.width=64` sets the field `reward` of the stage.
 
     images: [96, 256]
     imitate: {data: {train: {name: synthetic, size: "${images}"}}, ...}
@@ -149,13 +150,13 @@ def _parse(schema: type[Config], override: str) -> tuple[str, Any]:
 
 
 def _override(schema: type[Config], settings: dict[str, Any], section: str, steps: list[str], value: Any) -> dict[str, Any]:
-    """A recipe with a value set at a path: in its section, if it has one, or in what its sections share."""
-    whole = FieldInfo(annotation=schema)
+    """A recipe with a value set at a path: in its section, if it has one, or in what its sections share. A field of the stage wins."""
+    whole, is_field = FieldInfo(annotation=schema), steps[0] in schema.model_fields
     if not section:
         return _assign(settings, whole, steps, value, settings)
-    if steps[0] in settings and steps[0] not in (section, *schema.model_fields):
+    if steps[0] in settings and steps[0] != section and not is_field:
         return _assign(settings, None, steps, value, settings)
-    inner = steps[1:] if steps[0] == section else steps
+    inner = steps[1:] if steps[0] == section and not is_field else steps
     return {**settings, section: _assign(settings[section], whole, inner, value, settings)}
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from irlvla.cli import checkup, data, plugins
+from irlvla.cli import checkup, data, plugins, training
 from irlvla.cli.program import Program, version_of
 from irlvla.cli.stages import add_stage
 
@@ -61,6 +61,74 @@ add_stage(
 )
 add_stage(
     app,
+    "reward",
+    "irlvla.stages.reward_learning:reward",
+    """Train a reward world model on candidates that are made and scored exactly as it learns, and evaluate it in held-out scenes.
+
+    Writes RUN/model (calibrated), RUN/report.md, report.json and pictures, RUN/checkpoints and RUN/learning_curve.png.
+
+    Examples:
+
+      irlvla reward recipes/demo.yaml
+
+      irlvla reward recipes/small.yaml seed=1 inverse.weight=0 out=runs/labels-alone
+
+      irlvla reward recipes/small.yaml out=runs/small-reward resume=true
+    """,
+)
+add_stage(
+    app,
+    "probe",
+    "irlvla.stages.probing:probe",
+    """Let candidates climb a learned reward by its gradient, and score them exactly: what it can be made to believe.
+
+    Writes RUN/report.md, RUN/probe.json and RUN/hacking.png.
+
+    Examples:
+
+      irlvla probe recipes/small.yaml saved_reward=runs/small-reward/model
+
+      irlvla probe recipes/small.yaml 'reward={name: ensemble, saved: [runs/a/model, runs/b/model, runs/c/model]}'
+    """,
+)
+add_stage(
+    app,
+    "reinforce",
+    "irlvla.stages.reinforcement:reinforce",
+    """Improve a saved policy by a reward, learned or exact, while the exact score watches.
+
+    Writes RUN/checkpoints (the newest, and best/model), RUN/learning_curve.png and RUN/summary.json (the best policy's scores, and why it
+    stopped if the reward believed too much).
+
+    Examples:
+
+      irlvla reinforce recipes/small.yaml
+
+      irlvla reinforce recipes/small.yaml saved_reward=null reward=exact algorithm=grpo out=runs/exact
+
+      irlvla reinforce recipes/small.yaml out=runs/small-rl resume=true
+    """,
+)
+add_stage(
+    app,
+    "evaluate",
+    "irlvla.stages.evaluation:evaluate",
+    """Let several policies drive in the same scenes, score them exactly, and report what is certain of the differences.
+
+    Writes RUN/report.html (one file, no network needed), RUN/summary.json, RUN/scores.csv (every value of every scene), RUN/official
+    (tables in the layout of the devkit) and RUN/plans. With resume=true a run that was stopped goes on.
+
+    Examples:
+
+      irlvla evaluate data.path=scenes/ data.name=cached policies='{straight: constant_velocity, human: human}'
+
+      irlvla evaluate recipes/small.yaml policies.mine.policy=runs/mine/checkpoints/best/model
+
+      irlvla evaluate recipes/small.yaml out=runs/evaluation resume=true
+    """,
+)
+add_stage(
+    app,
     "score",
     "irlvla.stages.scoring:score",
     """Measure the plans of a policy, of a planner or of a file in every scene of a dataset.
@@ -76,6 +144,8 @@ add_stage(
       irlvla score data.path=scenes/ plans=plans.safetensors metrics='[epdms]'
     """,
 )
+app.command()(training.train)
+app.command()(training.demo)
 app.command()(data.convert)
 app.command()(data.show)
 app.add_typer(plugins.app, name="plugins")

@@ -58,7 +58,7 @@ def _run(name: str, target: str, arguments: Iterable[str], plugins: Iterable[Pat
     else:
         directory = stage(configuration.read(schema, recipe, overrides, name))
         if _is_main():
-            _show(directory)
+            show_result(directory)
 
 
 def _is_main() -> bool:
@@ -68,12 +68,16 @@ def _is_main() -> bool:
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
-def _show(directory: Path) -> None:
-    """What a run came to, if it says so in summary.json, and where its files are."""
+def show_result(directory: Path) -> None:
+    """Print what a run came to, if it says so in summary.json, and where its files are."""
     path = directory / "summary.json"
     if path.exists():
         summary = json.loads(path.read_text())
-        rows = [(name, "-" if of["mean"] is None else f"{of['mean']:.4f}", of["count"]) for name, of in summary["metrics"].items()]
+        if "policies" in summary:
+            from irlvla.report import overview
+
+            print_table(*overview(summary))
+        rows = [(name, "-" if of["mean"] is None else f"{of['mean']:.4f}", of["count"]) for name, of in summary.get("metrics", {}).items()]
         if rows:
             print_table(("metric", "mean", "scenes"), rows)
         typer.echo(summary.get("result") or f"{summary['scenes']} scenes, {summary['scenes_per_second']:.1f} scenes/s")

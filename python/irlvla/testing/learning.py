@@ -164,7 +164,7 @@ class _Swerve(Planner):
         return torch.distributions.Normal(step, self.NOISE).log_prob(plan.trace.diff(dim=-1))
 
 
-class Lesson:
+class Training:
     """A policy, its optimizer and an algorithm; a policy that swerves to the left is rewarded, or all are equally."""
 
     def __init__(self, algorithm: Algorithm, given: Example) -> None:
@@ -210,40 +210,40 @@ class Lesson:
 def improve(component: Algorithm, given: Example) -> list[Outputs]:
     """The parameters after an update, of a copy."""
     with torch.enable_grad():
-        lesson = Lesson(copy.deepcopy(component), given)
-        lesson.update(lesson.rollout())
-    return [lesson.parameters()]
+        training = Training(copy.deepcopy(component), given)
+        training.update(training.rollout())
+    return [training.parameters()]
 
 
 def updates_report_numbers(subject: Subject) -> None:
     """Return a dict of names to finite floats from update(), such as {"losses/policy": loss.item()}."""
-    lesson = Lesson(subject.build(), subject.example())
+    training = Training(subject.build(), subject.example())
     for equal, when in ((False, "as usual"), (True, "in which all rewards are equal, so that their deviation is 0,")):
-        logged = lesson.update(lesson.rollout(equal))
+        logged = training.update(training.rollout(equal))
         require(isinstance(logged, dict), f"update() returns {type(logged).__name__}, expected a dict of names to floats")
         for name, value in logged.items():
             fits = isinstance(name, str) and isinstance(value, int | float)
             require(fits, f"update() returns {name!r}: {value!r}, expected a name and a float")
             require(math.isfinite(value), f"an update {when} returns {name!r}: {value}, expected a finite number")
-        lesson.require_sane(when)
+        training.require_sane(when)
 
 
 def updates_move_parameters(subject: Subject) -> None:
     """Call optimizer.zero_grad(), backward() and optimizer.step() in update(), so that policy and critic learn; freeze what shall not."""
-    lesson = Lesson(subject.build(), subject.example())
-    before = lesson.parameters()
+    training = Training(subject.build(), subject.example())
+    before = training.parameters()
     for _ in range(3):  # where one layer begins at zero, those before it wait an update
-        lesson.update(lesson.rollout())
-    still = [name for name, value in lesson.parameters().items() if torch.equal(value, before[name])]
+        training.update(training.rollout())
+    still = [name for name, value in training.parameters().items() if torch.equal(value, before[name])]
     require(not still, f"three updates leave {listed(still)} as they were")
 
 
 def leaves_rollout_alone(subject: Subject) -> None:
     """Change nothing of the rollout in place, such as rollout.reward -= mean: the stage logs it afterwards."""
-    lesson = Lesson(subject.build(), subject.example())
-    rollout = lesson.rollout()
+    training = Training(subject.build(), subject.example())
+    rollout = training.rollout()
     before = copy.deepcopy(rollout)
-    lesson.update(rollout)
+    training.update(rollout)
     pairs = zip(rollout.tensors(), before.tensors(), strict=True)
     changed = [name for (name, a), (_, b) in pairs if difference([{"": a}], [{"": b}], 0.0)]
     require(not changed, f"update() changes rollout.{', rollout.'.join(changed)}")
@@ -251,11 +251,11 @@ def leaves_rollout_alone(subject: Subject) -> None:
 
 def does_without_humans(subject: Subject) -> None:
     """Leave scenes out of the imitation anchor where rollout.human.poses is NaN: none was recorded."""
-    lesson = Lesson(subject.build(), subject.example())
-    rollout = lesson.rollout()
+    training = Training(subject.build(), subject.example())
+    rollout = training.rollout()
     rollout.human.poses[0] = math.nan
-    lesson.update(rollout)
-    lesson.require_sane("with a scene without human drive")
+    training.update(rollout)
+    training.require_sane("with a scene without human drive")
 
 
 def takes_one_plan(subject: Subject) -> None:
@@ -270,10 +270,10 @@ def prefers_what_is_rewarded(subject: Subject) -> None:
     """Raise the log_prob of plans with more reward than others and lower that of those with less: mind the sign and the baseline."""
     side = {}
     for equal in (False, True):
-        lesson = Lesson(subject.build(), subject.example(batch=8, k=16))
+        training = Training(subject.build(), subject.example(batch=8, k=16))
         for _ in range(25):
-            lesson.update(lesson.rollout(equal))
-        side[equal] = lesson.side().mean().item()
+            training.update(training.rollout(equal))
+        side[equal] = training.side().mean().item()
     gain, drift = side[False] - side[True], side[True]
     told = f"plans to the left were rewarded, and after 25 updates the policy drives {side[False]:+.2f} m to the left"
     require(gain > 0.05, f"{told}, expected at least 0.05 m more than the {drift:+.2f} m where all rewards were equal")
