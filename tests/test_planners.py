@@ -731,7 +731,7 @@ def test_it_learns_drives_by_heart(lesson, name, anchors):
     planner = build(name, anchors=anchors).train()
     planner.fit(human)
     token = torch.nn.Parameter(torch.randn(12, 32))
-    optimizer = torch.optim.Adam([token, *planner.parameters()], 0.005)
+    optimizer = torch.optim.Adam([token, *planner.parameters()], 0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
     for _ in range(300):
         optimizer.zero_grad()
@@ -740,7 +740,7 @@ def test_it_learns_drives_by_heart(lesson, name, anchors):
         schedule.step()
     plan = drawn(planner.eval(), Features(obs, status=token), 1)
     distance = (plan.poses[:, 0] - human.poses)[..., :2].norm(dim=-1).mean(-1)
-    assert distance.mean() < 0.1
+    assert distance.max() < 0.1
     gap = irlvla.epdms(scene, scene.human).score() - irlvla.epdms(scene, plan.best()).score()
     assert gap.mean() < 0.02
 

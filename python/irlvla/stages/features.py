@@ -114,12 +114,16 @@ def remembering(models: Sequence[nn.Module], specs: Sequence[Spec], folder: Path
 
     Raises as `keep_features`.
     """
-    seeing = (module for model in models for module in model.modules() if isinstance(module, Backbone | Reasoner))
-    different = {digest_of(module): module for module in seeing if is_frozen(module)}
+    different = {digest_of(module): module for module in seeing(*models) if is_frozen(module)}
     with ExitStack() as stack:
         for module in different.values():
             stack.enter_context(keep_features(module, specs, folder, run, workers).serving(*models))
         yield
+
+
+def seeing(*models: nn.Module) -> list[Backbone | Reasoner]:
+    """The backbones and reasoners in models."""
+    return [module for model in models for module in model.modules() if isinstance(module, Backbone | Reasoner)]
 
 
 def backbones_of(model: nn.Module) -> list[Backbone]:

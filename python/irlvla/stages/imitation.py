@@ -23,7 +23,7 @@ from irlvla.run import Run, TrainingConfig
 from irlvla.run.journal import METRICS
 from irlvla.stages.batches import SceneBatch, Shuffled, checked, generator_of, human_drives, in_order, loader, open_scenes, without_images
 from irlvla.stages.caching import cached
-from irlvla.stages.features import is_frozen, remembering
+from irlvla.stages.features import remembering
 from irlvla.stages.measurement import Best, Summary, means_of, measure_all
 from irlvla.stages.optimization import (
     DivergedError,
@@ -104,15 +104,16 @@ def imitate(config: ImitateConfig) -> Path:
     """
     specs = {name: cached(spec, config.cache) for name, spec in config.data if spec is not None}
     torch.manual_seed(config.seed)
-    learner = Learner(_make_policy(config), config.ema)
+    frozen = config.perception is not None
+    learner = Learner(_make_policy(config), config.ema, frozen)
     optimizer = make_optimizer(learner.policy, config.optimizer)
-    with Run.start("imitate", config) as run, learner.remembering(list(specs.values()), config, run):
-        datasets = {name: open_scenes(without_images(spec) if learner.frozen else spec) for name, spec in specs.items()}
+    with Run.start("imitate", config) as run, _looking_once(run, config, learner, list(specs.values())):
+        datasets = {name: open_scenes(without_images(spec) if frozen else spec) for name, spec in specs.items()}
         per_step = config.accumulate * len(run.gather(torch.zeros(1, device=run.device)))  # batches, of all processes
         steps = count_steps(config.steps, config.epochs, len(datasets["train"]), per_step * config.batch)
         schedule = make_schedule(optimizer, config.optimizer, steps)
         model, optimizer, schedule = run.prepare(learner, optimizer, schedule)
-        pictured = open_scenes(specs["validation"]) if learner.frozen and config.validation.blanked and "validation" in specs else None
+        pictured = open_scenes(specs["validation"]) if frozen and config.validation.blanked and "validation" in specs else None
         validation = Validation(run, config, datasets.get("validation"), pictured)
         first = run.restore()
         if first == 0:
@@ -155,15 +156,12 @@ def imitate(config: ImitateConfig) -> Path:
 
 
 class Learner(nn.Module):
-    """What is trained: a policy, and beside it the moving average of its weights.
+    """What is trained: a policy, and beside it the moving average of its weights."""
 
-    Attributes:
-        frozen: whether its planner alone learns.
-    """
-
-    def __init__(self, policy: Policy, decay: float) -> None:
+    def __init__(self, policy: Policy, decay: float, frozen: bool = False) -> None:
+        """`frozen`: its planner alone learns."""
         super().__init__()
-        self.frozen = is_frozen(policy.backbone) and any(True for _ in policy.backbone.parameters())
+        self.frozen = frozen
         self.policy, self.average = policy, averaged(policy, decay)
 
     @property
@@ -185,9 +183,10 @@ class Learner(nn.Module):
             self.policy.eval().planner.train(mode)
         return self
 
-    def remembering(self, specs: list[Spec], config: ImitateConfig, run: Run) -> AbstractContextManager[None]:
-        """A block in which what is frozen has looked at all scenes of datasets already."""
-        return remembering([self], specs, config.cache, run, config.workers) if self.frozen else nullcontext()
+
+def _looking_once(run: Run, config: ImitateConfig, learner: Learner, specs: list[Spec]) -> AbstractContextManager[None]:
+    """A block in which eyes that are lent have looked at all scenes already."""
+    return remembering([learner], specs, config.cache, run, config.workers) if learner.frozen else nullcontext()
 
 
 def _make_policy(config: ImitateConfig) -> Policy:

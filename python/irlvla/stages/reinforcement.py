@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from irlvla.checkpoint import from_pretrained
-from irlvla.components import Algorithm, Backbone, Dataset, Policy, Reasoner, RewardModel, Spec, pluggable
+from irlvla.components import Algorithm, Dataset, Policy, RewardModel, Spec, pluggable
 from irlvla.errors import ConfigError, InputError, IrlvlaError
 from irlvla.registry import build, installed
 from irlvla.run import Run, TrainingConfig
@@ -21,7 +20,7 @@ from irlvla.stages.auditing import Audit, AuditConfig, Patience, Refit, RefitCon
 from irlvla.stages.batches import SceneBatch, open_scenes, read, without_images
 from irlvla.stages.caching import cached
 from irlvla.stages.driving import load_reward
-from irlvla.stages.features import digest_of, is_frozen, keep_features
+from irlvla.stages.features import is_frozen, remembering, seeing
 from irlvla.stages.imitation import DataConfig, ValidationConfig
 from irlvla.stages.optimization import DivergedError, OptimizerConfig, lost_at, make_optimizer, make_schedule
 from irlvla.stages.rollouts import Clock, Difficulty, Judge, draw, rewards, rollout_of
@@ -88,7 +87,7 @@ def reinforce(config: ReinforceConfig) -> Path:
     policy, reward = _policy_of(config), _reward_of(config)
     algorithm: Algorithm = build("rl_algorithm", config.algorithm, width=policy.backbone.width)
     specs = {name: cached(spec, config.cache) for name, spec in config.data if spec is not None}
-    blind = config.cache_features and all(is_frozen(module) for module in _seeing(policy, reward))
+    blind = config.cache_features and all(is_frozen(module) for module in seeing(policy, reward))
     datasets = {name: open_scenes(without_images(spec) if blind else spec) for name, spec in specs.items()}
     learner = Learner(policy, algorithm, Difficulty(len(datasets["train"]), config.hard), Patience(config.audit))
     optimizer = make_optimizer(learner, config.optimizer)
@@ -101,7 +100,7 @@ def reinforce(config: ReinforceConfig) -> Path:
         audit = Audit(run, config, datasets.get("validation"), judge, learner.patience)
         first = run.restore()
         done = first
-        with _looking_once(run, config, list(specs.values()), policy, reward):
+        with remembering([policy, reward], list(specs.values()), config.cache, run, config.workers) if blind else nullcontext():
             if first == 0:
                 run.log(0, audit.references() | audit.measure(0, policy))
             with run.progress(config.steps, "reinforce", first) as progress:
@@ -207,7 +206,7 @@ def _policy_of(config: ReinforceConfig) -> Policy:
         except RuntimeError as error:
             raise ConfigError(f"planner={config.planner}: the saved weights do not fit a planner with these settings. {error}") from error
         policy.planner = planner
-    for module in _seeing(policy):
+    for module in seeing(policy):
         module.requires_grad_(config.train_backbone)
     return policy.eval()
 
@@ -219,25 +218,9 @@ def _reward_of(config: ReinforceConfig) -> RewardModel:
         raise ConfigError("give a reward: `reward` by its name (reward=exact), or `saved_reward`, the folder of a saved one")
     for parameter in reward.parameters():
         parameter.requires_grad_(config.refit is not None)
-    for module in _seeing(reward):
+    for module in seeing(reward):
         module.requires_grad_(False)
     return reward.eval()
-
-
-def _seeing(*models: nn.Module) -> list[Backbone | Reasoner]:
-    """The backbones and reasoners in models."""
-    return [module for model in models for module in model.modules() if isinstance(module, Backbone | Reasoner)]
-
-
-@contextmanager
-def _looking_once(run: Run, config: ReinforceConfig, specs: list[Spec], policy: Policy, reward: RewardModel) -> Iterator[None]:
-    """A block in which what is frozen has looked at all scenes already."""
-    frozen = {digest_of(module): module for module in _seeing(policy, reward) if is_frozen(module)} if config.cache_features else {}
-    with ExitStack() as stack:
-        for module in frozen.values():
-            kept = keep_features(module, specs, config.cache, run, config.workers)
-            stack.enter_context(kept.serving(policy, reward))
-        yield
 
 
 def _require_one_process(run: Run) -> None:

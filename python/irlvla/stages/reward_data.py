@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from irlvla.candidates import vocabulary_of
-from irlvla.components import Policy, RewardModel, Spec
+from irlvla.components import Dataset, Policy, RewardModel, Spec
 from irlvla.errors import ConfigError
 from irlvla.plots import REWARD_PANELS, draw_learning_curve
 from irlvla.run import Run
 from irlvla.run.journal import METRICS as LOGGED
 from irlvla.stages.batches import Weighted, checked, human_drives, in_order, loader, open_scenes, without_images
-from irlvla.stages.features import backbones_of, digest_of, is_frozen, keep_features
+from irlvla.stages.features import backbones_of, is_frozen, remembering
 from irlvla.stages.labelling import InOrder, LabelledBatch, LabelledBatches, Labeller, propose, weigh
 from irlvla.stages.measurement import Best
 from irlvla.stages.reward_report import predict, values_of
@@ -43,16 +43,16 @@ class RewardData:
     """
 
     def __init__(self, run: Run, config: RewardConfig, specs: dict[str, Spec], policies: Sequence[Policy | None], images: bool) -> None:
-        self.run, self.config, self.specs = run, config, specs
+        self.run, self.config = run, config
         self.best, self.shown = Best(run, config.validation.best), dict[str, Any]()
         datasets = {name: open_scenes(spec if images else without_images(spec)) for name, spec in specs.items()}
         self.train, learned, reported = datasets["train"], *policies
         drives = human_drives(specs["train"], config.drives, config.seed)
         labeller = Labeller(config.candidates, config.human_filter, vocabulary_of(drives.poses, config.vocabulary))
-        self.batches = self._training(dataclasses.replace(labeller, proposals=self._proposals(learned, "train", drives.dt)))
+        self.batches = self._training(dataclasses.replace(labeller, proposals=self._proposals(learned, self.train, drives.dt)))
         self.held_out: dict[str, LabelledBatches] = {}
         for name in datasets.keys() - {"train"}:
-            proposals = self._proposals(reported, name, drives.dt)
+            proposals = self._proposals(reported, datasets[name], drives.dt)
             held_out = dataclasses.replace(labeller, candidates=config.report.candidates, proposals=proposals)
             for part, rows in self._parts(name, len(datasets[name])).items():
                 self.held_out[part] = LabelledBatches(InOrder(datasets[name], rows, config.validation.batch), held_out, HELD_OUT_SEED)
@@ -75,11 +75,10 @@ class RewardData:
         watched = min(self.config.validation.scenes, count // 2)
         return {TUNING: range(watched), name: range(watched, count)} if watched else {name: range(count)}
 
-    def _proposals(self, policy: Policy | None, name: str, dt: float) -> Float[Tensor, "N S T 3"] | None:
-        """What a policy proposes in the scenes of a dataset. It may look at images."""
+    def _proposals(self, policy: Policy | None, dataset: Dataset, dt: float) -> Float[Tensor, "N S T 3"] | None:
+        """What a policy proposes in the scenes of a dataset."""
         if policy is None:
             return None
-        dataset = open_scenes(self.specs[name])
         batches = checked(in_order(dataset, BATCH, self.config.workers))
         return propose(policy, batches, len(dataset), dt, self.config.proposals, self.run)
 
@@ -110,15 +109,12 @@ class RewardData:
 def remembered(
     run: Run, config: RewardConfig, specs: dict[str, Spec], learner: nn.Module, policies: Sequence[Policy | None]
 ) -> Iterator[bool]:
-    """A block in which frozen backbones remember what they saw in all scenes. Tells whether images are looked at all the same."""
+    """A block in which the backbones of a reward, if they are frozen, remember what they saw in all scenes, and so does all that sees in
+    policies. Tells whether images are looked at all the same."""
     backbones = backbones_of(learner)
     if not (config.remember and backbones and all(map(is_frozen, backbones))):
         yield True
         return
-    different = {digest_of(backbone): backbone for backbone in backbones}
     others = [policy for policy in policies if policy is not None]
-    with contextlib.ExitStack() as stack:
-        for backbone in different.values():
-            cache = keep_features(backbone, list(specs.values()), config.cache, run, config.workers)
-            stack.enter_context(cache.serving(learner, *others))
+    with remembering([learner, *others], list(specs.values()), config.cache, run, config.workers):
         yield False
