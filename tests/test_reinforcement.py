@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from typer.testing import CliRunner
 
 import irlvla
@@ -23,6 +24,7 @@ from irlvla.registry import build, installed
 from irlvla.stages import auditing, reinforcement
 from irlvla.stages.auditing import AuditConfig, Patience
 from irlvla.stages.batches import read
+from irlvla.stages.floors import Floors, FloorsConfig
 from irlvla.stages.reinforcement import EXPLORATION, ReinforceConfig, reinforce
 from irlvla.stages.rollouts import Clock, Difficulty, Judge, draw, rewards, rollout_of
 from irlvla.types import METRICS, Epdms, Plan
@@ -40,6 +42,15 @@ class Rosy(irlvla.RewardModel):
     def forward(self, obs, scene, plan):
         fast = (plan.poses[..., -1, 0] / 40.0).clamp(0.0, 1.0)
         return irlvla.Epdms((0.8 + 0.2 * fast)[..., None].repeat(1, 1, 9))
+
+class Timid(irlvla.RewardModel):
+    """Who drives slowly is safe, and gets nowhere; safety counts for more."""
+
+    def forward(self, obs, scene, plan):
+        far = (plan.poses[..., -1, 0] / 60.0).clamp(0.0, 1.0)
+        values = torch.ones(*far.shape, 9)
+        values[..., 0], values[..., 4] = 1.0 - far, far
+        return irlvla.Epdms(values)
 
 class Blank(irlvla.RewardModel):
     """Measures nothing."""
@@ -63,7 +74,7 @@ class Learner(irlvla.RewardModel):
 
 @irlvla.hookimpl
 def irlvla_reward_models():
-    return {"acme_rosy": Rosy, "acme_blank": Blank, "acme_learner": Learner}
+    return {"acme_rosy": Rosy, "acme_timid": Timid, "acme_blank": Blank, "acme_learner": Learner}
 
 @irlvla.hookimpl
 def irlvla_log(run, step):
@@ -178,7 +189,7 @@ def test_what_a_run_leaves(config: Configure) -> None:
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     assert {"human/epdms", "constant_velocity/epdms", "validation/epdms", "audit/gap"} <= lines[0].keys()
     expected = {"reward/believed", "reward/exact", "reward/gap", "reward/believed_nc", "reward/exact_ep", "reward/gap_ttc"}
-    shares = {f"charts/time_{part}" for part in ("sampling", "reward", "update", "audit")}
+    shares = {f"charts/time_{part}" for part in ("sampling", "reward", "floors", "update", "audit")}
     for line in lines[1:]:
         assert (expected | shares | {"losses/approx_kl", "losses/policy_loss", "charts/rollouts_per_second"}) <= line.keys()
         assert sum(line[name] for name in shares) == pytest.approx(1.0)
@@ -322,6 +333,46 @@ def test_the_reward_world_model(config: Configure, refit: Any) -> None:
         assert lines[-1]["refit/after"] < lines[1]["refit/before"]
 
 
+# -- floors ------------------------------------------------------------------------------------------------------------
+
+
+def test_floors_hold_what_the_reward_would_give_away(config: Configure) -> None:
+    """Slower is better for the score; with a floor under progress the policy gives less of it away."""
+    progress = {}
+    for floors in (None, {"fall": 0.0, "rate": 10.0}):
+        settings = {"reward": "acme_timid", "floors": floors, "audit": {"limit": None}, "out": f"run-{floors is None}"}
+        lines = logged(reinforce(config("steps=20", "batch=12", "validation.every=20", "optimizer.lr=0.003", "hard=0", **settings)))
+        progress[floors is None] = [line["audit/believed_ep"] for line in (lines[0], lines[-1])]
+        assert ("floors/multiplier_ep" in lines[-1]) == (floors is not None)
+    (start, held), (same_start, given) = progress[False], progress[True]
+    assert start == same_start
+    assert given < start - 0.02
+    assert held > given + 0.01
+
+
+def test_multipliers() -> None:
+    """They grow while a sub-metric is below its floor, shrink to 0 above it, and what is not measured has none."""
+    floors = Floors(FloorsConfig(fall=0.1, rate=1.0, memory=0.0), nn.Linear(1, 1), None)  # type: ignore[arg-type]
+    values = torch.ones(2, 3, 9)
+    values[..., METRICS.index("ec")] = torch.nan
+    values[..., METRICS.index("ep")] = torch.tensor([0.2, 0.6, 1.0])
+    believed = Epdms(values)
+    assert torch.equal(floors.reward(believed), believed.score())
+    driven = {0: values[:, 0], 1: values[:, 2]}  # now, and at the start
+    floors._driven = lambda policy, *rest: driven[policy is floors.first]  # type: ignore[assignment, method-assign]
+    told = floors.see(None, None, 1, 0)  # type: ignore[arg-type]
+    assert told["floors/fall_ep"] == pytest.approx(0.8)
+    assert told["floors/multiplier_ep"] == pytest.approx(0.7)
+    assert told["floors/multiplier_nc"] == told["floors/multiplier_ec"] == 0.0
+    expected = (believed.score() + 0.7 * values[..., METRICS.index("ep")]) / 1.7
+    assert torch.allclose(floors.reward(believed), expected)
+    assert floors.reward(believed).max() == 1.0
+    driven[0] = values[:, 2]
+    for _ in range(8):
+        told = floors.see(None, None, 1, 0)  # type: ignore[arg-type]
+    assert told["floors/multiplier_ep"] == 0.0
+
+
 # -- its parts ---------------------------------------------------------------------------------------------------------
 
 
@@ -365,7 +416,8 @@ def test_drawn_plans_are_those_of_log_prob(config: Configure, shards: Path, tmp_
         expected = policy.planner.log_prob(policy(batch.observation), drawn.plan)
     assert torch.equal(drawn.log_prob, expected)
     assert policy.planner.explore is False
-    rollout = rollout_of(drawn, irlvla.epdms(batch.scene, drawn.plan))
+    worth = irlvla.epdms(batch.scene, drawn.plan)
+    rollout = rollout_of(drawn, worth, worth.score())
     assert rollout.reward.dtype == rollout.plan.poses.dtype == torch.float32
 
 

@@ -21,6 +21,7 @@ from irlvla.stages.batches import SceneBatch, open_scenes, read, without_images
 from irlvla.stages.caching import cached
 from irlvla.stages.driving import load_reward
 from irlvla.stages.features import is_frozen, remembering, seeing
+from irlvla.stages.floors import Floors, FloorsConfig
 from irlvla.stages.imitation import DataConfig, ValidationConfig
 from irlvla.stages.optimization import DivergedError, OptimizerConfig, lost_at, make_optimizer, make_schedule
 from irlvla.stages.rollouts import Clock, Difficulty, Judge, draw, rewards, rollout_of
@@ -61,6 +62,9 @@ class ReinforceConfig(TrainingConfig):
     )
     optimizer: OptimizerConfig = OptimizerConfig.model_validate({"lr": 5e-4, "warmup": 10, "weight_decay": 0.0, "final": 0.1})
     audit: AuditConfig = AuditConfig.model_validate({})
+    floors: FloorsConfig | None = Field(
+        None, description="no sub-metric falls far below what it is at the start: {fall: 0.01}; null = the score alone counts"
+    )
     refit: RefitConfig | None = Field(None, description="let the reward model learn from the policy's plans: {every: 20}; null = no")
     validation: ValidationConfig = ValidationConfig.model_validate({"every": 50})
     log_every: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
@@ -89,18 +93,23 @@ def reinforce(config: ReinforceConfig) -> Path:
     specs = {name: cached(spec, config.cache) for name, spec in config.data if spec is not None}
     blind = config.cache_features and all(is_frozen(module) for module in seeing(policy, reward))
     datasets = {name: open_scenes(without_images(spec) if blind else spec) for name, spec in specs.items()}
-    learner = Learner(policy, algorithm, Difficulty(len(datasets["train"]), config.hard), Patience(config.audit))
+    judge = Judge(reward, config.audit.share)
+    difficulty, floors = Difficulty(len(datasets["train"]), config.hard), Floors(config.floors, policy, judge)
+    learner = Learner(policy, algorithm, difficulty, floors, Patience(config.audit))
     optimizer = make_optimizer(learner, config.optimizer)
     with Run.start("reinforce", config) as run:
         _require_one_process(run)
         schedule = make_schedule(optimizer, config.optimizer, config.steps)
         learner, optimizer, schedule = run.prepare(learner, optimizer, schedule)
-        judge = Judge(reward.to(run.device), config.audit.share)
+        reward.to(run.device)
+        floors.first.to(run.device)
         refit = None if config.refit is None else Refit(run, config.refit, judge)
         audit = Audit(run, config, datasets.get("validation"), judge, learner.patience)
         first = run.restore()
         done = first
-        with remembering([policy, reward], list(specs.values()), config.cache, run, config.workers) if blind else nullcontext():
+        with (
+            remembering([policy, floors.first, reward], list(specs.values()), config.cache, run, config.workers) if blind else nullcontext()
+        ):
             if first == 0:
                 run.log(0, audit.references() | audit.measure(0, policy))
             with run.progress(config.steps, "reinforce", first) as progress:
@@ -151,8 +160,10 @@ def _iterate(
             with clock("audit"):
                 exact.append(judge.audit(obs, scene, plan, believed[-1]))
         learner.difficulty.see(batch.rows, plan, believed[-1].score())
+    with clock("floors"), run.autocast():
+        floors = learner.floors.see(learner.policy, drawn[-1].batch, config.candidates, config.seed)
     with clock("update"), run.autocast():
-        rollouts = [rollout_of(one, worth) for one, worth in zip(drawn, believed, strict=True)]
+        rollouts = [rollout_of(one, worth, learner.floors.reward(worth)) for one, worth in zip(drawn, believed, strict=True)]
         rollout = rollouts[0] if len(rollouts) == 1 else Rollout.cat(rollouts)
         values = learner.algorithm.update(learner.policy, optimizer, rollout)
     if lost := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
@@ -163,7 +174,7 @@ def _iterate(
     found = {f"reward/{name}": value for name, value in _mean_rewards(believed, exact).items()}
     plans = rollout.reward.numel() / clock.spent.total()
     times = {f"charts/{name}": value for name, value in clock.shares().items()}
-    return values | found | times | {"charts/rollouts_per_second": plans}
+    return values | found | floors | times | {"charts/rollouts_per_second": plans}
 
 
 def _scenes(run: Run, dataset: Dataset, rows: list[int]) -> SceneBatch:
@@ -184,11 +195,12 @@ def _mean_rewards(believed: list[Epdms], exact: list[Epdms]) -> dict[str, float]
 
 
 class Learner(nn.Module):
-    """All that is saved to resume: the policy, the algorithm with its critic, what is hard, and for how long the gap is too large."""
+    """All that is saved to resume: the policy, the algorithm with its critic, what is hard, what must not fall, and for how long the gap
+    is too large."""
 
-    def __init__(self, policy: Policy, algorithm: Algorithm, difficulty: Difficulty, patience: Patience) -> None:
+    def __init__(self, policy: Policy, algorithm: Algorithm, difficulty: Difficulty, floors: Floors, patience: Patience) -> None:
         super().__init__()
-        self.policy, self.algorithm, self.difficulty, self.patience = policy, algorithm, difficulty, patience
+        self.policy, self.algorithm, self.difficulty, self.floors, self.patience = policy, algorithm, difficulty, floors, patience
 
 
 def _policy_of(config: ReinforceConfig) -> Policy:

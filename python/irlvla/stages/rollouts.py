@@ -118,10 +118,10 @@ def draw(policy: Policy, batch: SceneBatch, k: int, generator: Generator) -> Dra
         return Drawn(batch, plan, planner.log_prob(features, plan))
 
 
-def rollout_of(drawn: Drawn, believed: Epdms) -> Rollout:
-    """What an algorithm learns from."""
-    reward = believed.score().to(drawn.plan.poses)
-    return Rollout(drawn.batch.observation, drawn.batch.human, drawn.plan, drawn.log_prob, reward, believed.values.to(drawn.plan.poses))
+def rollout_of(drawn: Drawn, believed: Epdms, reward: Float[Tensor, "B K"]) -> Rollout:
+    """What an algorithm learns from: to raise `reward`."""
+    poses = drawn.plan.poses
+    return Rollout(drawn.batch.observation, drawn.batch.human, drawn.plan, drawn.log_prob, reward.to(poses), believed.values.to(poses))
 
 
 class Clock:
