@@ -29,7 +29,7 @@ from irlvla.stages import ProbeConfig, RewardConfig, probe, probing, reward, rew
 from irlvla.stages.batches import Weighted, read
 from irlvla.stages.features import FeatureCache, backbones_of, digest_of, keep_features
 from irlvla.stages.labelling import InOrder, LabelledBatch, LabelledBatches, Labeller, weigh
-from irlvla.stages.reward_learning import Learner, inverse_loss
+from irlvla.stages.reward_learning import RewardLearning, inverse_loss
 from irlvla.testing import example_observation
 from irlvla.types import METRICS, Epdms, Scene
 
@@ -211,7 +211,7 @@ def test_seeds(config: Configure) -> None:
 def test_accumulated_gradients_are_those_of_the_whole(config: Configure) -> None:
     settings = config()
     torch.manual_seed(0)
-    learner = Learner(build("reward_model", VECTOR), settings).train()
+    learner = RewardLearning(build("reward_model", VECTOR), settings).train()
     batch = batches_of(settings)(0)
     halves = [part_of(batch, rows) for rows in (slice(0, 2), slice(2, 4))]
 
@@ -372,10 +372,10 @@ def test_the_inverse_term_is_one_more_loss(config: Configure) -> None:
     batch = batches_of(settings)(0)
     torch.manual_seed(0)
     model = build("reward_model", VECTOR)
-    losses = Learner(model, settings)(batch)
+    losses = RewardLearning(model, settings)(batch)
     score = model(batch.scenes.observation, batch.scenes.scene, batch.plan).score()
     torch.testing.assert_close(losses["inverse"], 0.5 * inverse_loss(score, "maximum_entropy", 0.1))
-    assert "inverse" not in Learner(model, config("inverse.weight=0"))(batch)
+    assert "inverse" not in RewardLearning(model, config("inverse.weight=0"))(batch)
 
 
 # -- flipped labels ----------------------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ def test_flipped_labels_of_a_metric_change_that_metric_alone(config: Configure) 
     found = {}
     for name, labels in told.items():
         torch.manual_seed(0)
-        learner = Learner(build("reward_model", VECTOR), settings)
+        learner = RewardLearning(build("reward_model", VECTOR), settings)
         optimizer = torch.optim.Adam(learner.model.parameters(), 1e-2)
         for _ in range(50):
             optimizer.zero_grad()

@@ -7,11 +7,11 @@ import json
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from irlvla.checkpoint import from_pretrained
 from irlvla.components import Config, Dataset, Metric, Policy, Spec, pluggable
@@ -25,17 +25,7 @@ from irlvla.stages.batches import SceneBatch, Shuffled, checked, generator_of, h
 from irlvla.stages.caching import cached
 from irlvla.stages.features import remembering
 from irlvla.stages.measurement import Best, Summary, means_of, measure_all
-from irlvla.stages.optimization import (
-    DivergedError,
-    OptimizerConfig,
-    Pace,
-    add_gradients,
-    averaged,
-    count_steps,
-    lost_at,
-    make_optimizer,
-    make_schedule,
-)
+from irlvla.stages.optimization import Learner, OptimizerConfig, Pace, count_steps, make_optimizer, make_schedule, train
 from irlvla.types import Observation, Plan
 
 
@@ -105,37 +95,26 @@ def imitate(config: ImitateConfig) -> Path:
     specs = {name: cached(spec, config.cache) for name, spec in config.data if spec is not None}
     torch.manual_seed(config.seed)
     frozen = config.perception is not None
-    learner = Learner(_make_policy(config), config.ema, frozen)
-    optimizer = make_optimizer(learner.policy, config.optimizer)
+    learner = Imitation(_make_policy(config), config.ema, frozen)
+    optimizer = make_optimizer(learner.model, config.optimizer)
     with Run.start("imitate", config) as run, _looking_once(run, config, learner, list(specs.values())):
         datasets = {name: open_scenes(without_images(spec) if frozen else spec) for name, spec in specs.items()}
         per_step = config.accumulate * len(run.gather(torch.zeros(1, device=run.device)))  # batches, of all processes
         steps = count_steps(config.steps, config.epochs, len(datasets["train"]), per_step * config.batch)
         schedule = make_schedule(optimizer, config.optimizer, steps)
-        model, optimizer, schedule = run.prepare(learner, optimizer, schedule)
+        prepared = run.prepare(learner, optimizer, schedule)
         pictured = open_scenes(specs["validation"]) if frozen and config.validation.blanked and "validation" in specs else None
         validation = Validation(run, config, datasets.get("validation"), pictured)
         first = run.restore()
         if first == 0:
             if config.fit and config.initial is None:
-                learner.policy.planner.fit(human_drives(specs["train"], config.fit, config.seed).to(run.device))
+                learner.model.planner.fit(human_drives(specs["train"], config.fit, config.seed).to(run.device))
             run.log(0, validation.references())
         shuffled = Shuffled(datasets["train"], config.batch, config.seed)
         batches = checked(run.prepare(loader(range(first * per_step, steps * per_step), shuffled, config.workers)))
         pace = Pace(per_step * config.batch)
         with run.progress(steps, "imitate", first) as progress:
-            for step in range(first + 1, steps + 1):
-                model.train()
-                try:
-                    values = add_gradients(run, model, batches, config.optimizer.clip)
-                except DivergedError as error:
-                    saved = run.save(step - 1, learner.result) if step > first + 1 else None
-                    raise lost_at(step, error, saved) from None
-                values["charts/learning_rate"] = max(schedule.get_last_lr())
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-                learner.average.update_parameters(learner.policy)
+            for step, values in train(run, learner, prepared, batches, range(first + 1, steps + 1), config.optimizer.clip):
                 pace.step()
                 ends = step == steps or step % config.validation.every == 0
                 if ends:
@@ -155,36 +134,31 @@ def imitate(config: ImitateConfig) -> Path:
 # -- the policy --------------------------------------------------------------------------------------------------------
 
 
-class Learner(nn.Module):
-    """What is trained: a policy, and beside it the moving average of its weights."""
+class Imitation(Learner):
+    """A policy that learns from people."""
 
-    def __init__(self, policy: Policy, decay: float, frozen: bool = False) -> None:
+    model: Policy
+
+    def __init__(self, policy: Policy, decay: float, frozen: bool) -> None:
         """`frozen`: its planner alone learns."""
-        super().__init__()
+        super().__init__(policy, decay)
         self.frozen = frozen
-        self.policy, self.average = policy, averaged(policy, decay)
-
-    @property
-    def result(self) -> Policy:
-        """What is validated and saved."""
-        return cast(Policy, self.average.module)
 
     def forward(self, batch: SceneBatch) -> dict[str, Tensor]:
         """The losses of the policy, or of its planner."""
         if not self.frozen:
-            return self.policy.loss(batch.observation, batch.scene, batch.human)
-        losses = self.policy.planner.loss(self.policy(batch.observation), batch.human)
+            return self.model.loss(batch.observation, batch.scene, batch.human)
+        losses = self.model.planner.loss(self.model(batch.observation), batch.human)
         return {f"planner/{name}": value for name, value in losses.items()}
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        self.average.eval()
         if self.frozen:
-            self.policy.eval().planner.train(mode)
+            self.model.eval().planner.train(mode)
         return self
 
 
-def _looking_once(run: Run, config: ImitateConfig, learner: Learner, specs: list[Spec]) -> AbstractContextManager[None]:
+def _looking_once(run: Run, config: ImitateConfig, learner: Imitation, specs: list[Spec]) -> AbstractContextManager[None]:
     """A block in which eyes that are lent have looked at all scenes already."""
     return remembering([learner], specs, config.cache, run, config.workers) if learner.frozen else nullcontext()
 

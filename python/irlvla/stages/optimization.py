@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -70,20 +70,6 @@ def count_steps(steps: int | None, epochs: float | None, scenes: int, per_step: 
     raise ConfigError("give steps or epochs" + ("" if steps is None else ", not both; steps=null drops one"))
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of a model for the exponential moving average of its weights; buffers are those of the model.
-
-    The average reaches back `1 / (1 - decay)` steps, at the beginning a tenth of the steps made (as in TensorFlow).
-    """
-
-    @torch.no_grad()
-    def update(averages: Any, current: Any, count: Tensor | int) -> None:
-        now = min(decay, (1.0 + int(count)) / (10.0 + int(count)))
-        torch._foreach_lerp_(averages, current, 1.0 - now)
-
-    return AveragedModel(model, multi_avg_fn=update).requires_grad_(False).eval()
-
-
 def _groups(model: nn.Module, config: OptimizerConfig) -> Iterator[dict[str, Any]]:
     """Parameters of the same learning rate and weight decay."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -121,6 +107,71 @@ def lost_at(step: int, error: DivergedError, saved: Path | None) -> DivergedErro
     kept = f"The weights before it are saved; begin again from them: initial={saved / 'model'}. " if saved else ""
     help = "A lower optimizer.lr, a longer optimizer.warmup or a smaller optimizer.clip may help"
     return DivergedError(f"step {step}: {error}. {kept}{help}")
+
+
+class Learner(nn.Module):
+    """What is trained: a model, and beside it the moving average of its weights. Its kinds say in `forward` what is lost on a batch."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.model, self.average = model, averaged(model, decay)
+
+    @property
+    def result(self) -> Any:
+        """What is validated and saved."""
+        return self.average.module
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.average.eval()
+        return self
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of a model for the exponential moving average of its weights; buffers are those of the model.
+
+    The average reaches back `1 / (1 - decay)` steps, at the beginning a tenth of the steps made (as in TensorFlow).
+    """
+
+    @torch.no_grad()
+    def update(averages: Any, current: Any, count: Tensor | int) -> None:
+        now = min(decay, (1.0 + int(count)) / (10.0 + int(count)))
+        torch._foreach_lerp_(averages, current, 1.0 - now)
+
+    return AveragedModel(model, multi_avg_fn=update).requires_grad_(False).eval()
+
+
+def train(
+    run: Run,
+    learner: Learner,
+    prepared: tuple[nn.Module, Optimizer, LambdaLR],
+    batches: Iterator[Any],
+    steps: range,
+    clip: float,
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Take steps. After each its number, and what to log of it.
+
+    Args:
+        prepared: what `Run.prepare` made of the learner, its optimizer and its schedule.
+        clip: greatest norm of the gradient.
+
+    Raises:
+        ContractError, DivergedError: as `add_gradients`; the weights before the step are saved.
+    """
+    model, optimizer, schedule = prepared
+    for step in steps:
+        model.train()
+        try:
+            values = add_gradients(run, model, batches, clip)
+        except DivergedError as error:
+            saved = run.save(step - 1, learner.result) if step > steps.start else None
+            raise lost_at(step, error, saved) from None
+        values["charts/learning_rate"] = max(schedule.get_last_lr())
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        learner.average.update_parameters(learner.model)
+        yield step, values
 
 
 def add_gradients(run: Run, model: nn.Module, batches: Iterator[Any], clip: float) -> dict[str, float]:

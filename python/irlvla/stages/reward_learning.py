@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -26,21 +26,13 @@ from irlvla.scoring import HumanFilter
 from irlvla.stages.batches import checked, loader, open_scenes
 from irlvla.stages.caching import cached
 from irlvla.stages.labelling import Clock, LabelledBatch
-from irlvla.stages.optimization import (
-    DivergedError,
-    OptimizerConfig,
-    Pace,
-    add_gradients,
-    averaged,
-    count_steps,
-    lost_at,
-    make_optimizer,
-    make_schedule,
-)
+from irlvla.stages.optimization import Learner, OptimizerConfig, Pace, count_steps, make_optimizer, make_schedule, train
 from irlvla.stages.reward_data import TUNING, RewardData, remembered
 from irlvla.stages.reward_report import ReportConfig, blinded, predict, throughput, values_of, write_report
 from irlvla.stages.reward_statistics import Comparison
 from irlvla.types import Epdms, Plan, StateIndex
+
+Calibration = dict[str, tuple[float, float]]  #: by metric: negative log-likelihood per candidate before and after
 
 SUPPORT_BATCHES = 64  # of the training, at most, that show which plans are usual
 
@@ -124,7 +116,7 @@ def reward(config: RewardConfig) -> Path:
     """
     specs = {name: cached(spec, config.cache) for name, spec in config.data if spec is not None}
     torch.manual_seed(config.seed)
-    learner = Learner(installed().build("reward_model", config.reward), config)
+    learner = RewardLearning(installed().build("reward_model", config.reward), config)
     optimizer = make_optimizer(learner.model, config.optimizer)
     policies = [None if source is None else _policy(source) for source in (config.policy, config.report.policy or config.policy)]
     with Run.start("reward", config) as run:
@@ -142,29 +134,18 @@ def reward(config: RewardConfig) -> Path:
     return run.directory
 
 
-def _learn(run: Run, config: RewardConfig, learner: Learner, optimizer: Optimizer, data: RewardData) -> int:
+def _learn(run: Run, config: RewardConfig, learner: RewardLearning, optimizer: Optimizer, data: RewardData) -> int:
     """Train; return how many steps that took."""
     per_step = config.accumulate * len(run.gather(torch.zeros(1, device=run.device)))  # batches, of all processes
     steps = count_steps(config.steps, config.epochs, len(data.train), per_step * config.batch)
     schedule = make_schedule(optimizer, config.optimizer, steps)
-    model, optimizer, schedule = run.prepare(learner, optimizer, schedule)
+    prepared = run.prepare(learner, optimizer, schedule)
     first = run.restore()
     pace, clock = Pace(per_step * config.batch), Clock(apart=config.workers > 0)
     labelled = loader(range(first * per_step, steps * per_step), data.batches, config.workers)
     batches = clock.watched(checked(run.prepare(labelled)))
     with run.progress(steps, "reward", first) as progress:
-        for step in range(first + 1, steps + 1):
-            model.train()
-            try:
-                values = add_gradients(run, model, batches, config.optimizer.clip)
-            except DivergedError as error:
-                saved = run.save(step - 1, learner.result) if step > first + 1 else None
-                raise lost_at(step, error, saved) from None
-            values["charts/learning_rate"] = max(schedule.get_last_lr())
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            learner.average.update_parameters(learner.model)
+        for step, values in train(run, learner, prepared, batches, range(first + 1, steps + 1), config.optimizer.clip):
             pace.step()
             ends = step == steps or step % config.validation.every == 0
             if ends or step % config.log_every == 0:
@@ -179,12 +160,14 @@ def _learn(run: Run, config: RewardConfig, learner: Learner, optimizer: Optimize
     return steps
 
 
-def _finish(run: Run, config: RewardConfig, learner: Learner, data: RewardData) -> tuple[RewardModel, dict[str, tuple[float, float]]]:
+def _finish(
+    run: Run, config: RewardConfig, learner: RewardLearning, data: RewardData
+) -> tuple[RewardModel, dict[str, tuple[float, float]]]:
     """The best model, calibrated, which knows its support; it is saved. And how likely held-out labels are before and after."""
     model = learner.result
     if TUNING in data.held_out:
         model.load_state_dict(cast(nn.Module, from_pretrained(data.best.folder / "model")).state_dict())
-    calibration: dict[str, tuple[float, float]] = {}
+    calibration: Calibration = {}
     if TUNING in data.held_out and (calibrate := getattr(model, "calibrate", None)) is not None:
         found = predict(model, data.evaluation(TUNING), run)
         calibration = calibrate(found.predicted, found.measured)
@@ -224,17 +207,14 @@ def _summarise(run: Run, data: RewardData, steps: int, found: Comparison | None)
 # -- what learns -------------------------------------------------------------------------------------------------------
 
 
-class Learner(nn.Module):
-    """What is trained: a reward, and beside it the moving average of its weights."""
+class RewardLearning(Learner):
+    """A reward that learns from labels, and from people."""
+
+    model: RewardModel
 
     def __init__(self, model: RewardModel, config: RewardConfig) -> None:
-        super().__init__()
-        self.model, self.average, self.inverse = model, averaged(model, config.ema), config.inverse
-
-    @property
-    def result(self) -> RewardModel:
-        """What is validated and saved."""
-        return cast(RewardModel, self.average.module)
+        super().__init__(model, config.ema)
+        self.inverse = config.inverse
 
     def forward(self, batch: LabelledBatch) -> dict[str, Tensor]:
         """The losses of the reward against labels, and the inverse-RL term."""
@@ -245,11 +225,6 @@ class Learner(nn.Module):
             terms = [inverse_loss(opinion.score(), self.inverse.kind, self.inverse.temperature) for opinion in opinions]
             losses["inverse"] = self.inverse.weight * torch.stack(terms).mean()
         return losses
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        self.average.eval()
-        return self
 
 
 def inverse_loss(score: Float[Tensor, "B K"], kind: str, temperature: float) -> Float[Tensor, ""]:
