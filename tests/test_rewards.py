@@ -16,7 +16,7 @@ from irlvla.candidates import CandidateConfig, Candidates, Source, balanced, har
 from irlvla.errors import ConfigError, InputError
 from irlvla.synthetic import synthetic_scenes
 from irlvla.testing import example_observation, example_plan, example_scene, reward_model_checks
-from irlvla.types import METRICS, Command, Epdms, Observation, Plan, Scene, Trajectory
+from irlvla.types import METRICS, Command, Epdms, Observation, Plan, Scene, StateIndex, Trajectory
 from irlvla.zoo.rewards.driving import comfortable, planned, simulated
 from irlvla.zoo.rewards.heads import ProgressHead, likelihood, outcome
 
@@ -741,3 +741,16 @@ def test_it_learns_to_judge_unseen_scenes():
     print(reached)
     assert reached["dac"] > 0.7
     assert reached["nc"] > 0.6
+
+
+def test_a_mix_is_calibrated_as_what_it_learned():
+    mix = built("mix", learned={"name": "world_model", **VECTOR}, share=0.5)
+    predicted, (obs, scene, plan) = judged(mix)
+    measured = irlvla.epdms(scene, plan)
+    expected = mix.learned.calibrate([predicted.learned], [measured])
+    assert expected
+    assert mix.calibrate([predicted], [measured]).keys() == expected.keys()
+    mix.fit_support(plan, obs.ego[:, -1, StateIndex.VX], 0.5)
+    assert mix.learned.unsupported(obs, plan).any()
+    assert built("mix", learned="exact").calibrate([], []) == {}
+    built("mix", learned="exact").fit_support(plan, obs.ego[:, -1, StateIndex.VX], 0.5)

@@ -87,6 +87,8 @@ def reinforce(config: ReinforceConfig) -> Path:
         FileError: there is no such data, policy, reward or checkpoint.
         InputError: a dataset holds no scenes, or the planner has no log_prob.
     """
+    if config.precision == "fp16":
+        raise ConfigError("precision=fp16: an algorithm makes its own steps, without the scaled gradients of fp16. Accepted here: no, bf16")
     torch.manual_seed(config.seed)
     policy, reward = _policy_of(config), _reward_of(config)
     algorithm: Algorithm = build("rl_algorithm", config.algorithm, width=policy.backbone.width)
@@ -236,7 +238,5 @@ def _reward_of(config: ReinforceConfig) -> RewardModel:
 
 
 def _require_one_process(run: Run) -> None:
-    if run.config.precision == "fp16":
-        raise ConfigError("precision=fp16: an algorithm makes its own steps, without the scaled gradients of fp16. Accepted here: no, bf16")
     if (count := len(run.gather(torch.zeros(1, device=run.device)))) > 1:
         raise ConfigError(f"launched as {count} processes; an algorithm makes its own steps, in one. Start it with `irlvla reinforce`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,3 +74,13 @@ class MixedReward(components.RewardModel):
         if not isinstance(predicted, Mixture) or predicted.learned is None:
             raise InputError(f"{self}: loss() takes what forward() returned, got {type(predicted).__name__}")
         return self.learned.loss(predicted.learned, measured)
+
+    def calibrate(self, predicted: Sequence[Mixture], measured: Sequence[Epdms]) -> dict[str, tuple[float, float]]:
+        """What `calibrate` of the learned reward returns; nothing if it has none."""
+        calibrate: Any = getattr(self.learned, "calibrate", None)
+        return {} if calibrate is None else calibrate([part.learned for part in predicted], measured)
+
+    def fit_support(self, plan: Plan, speed: Float[Tensor, " B"], quantile: float) -> None:
+        """Tell the learned reward, if it wants to know, which plans are usual."""
+        if (fit := getattr(self.learned, "fit_support", None)) is not None:
+            fit(plan, speed, quantile)
