@@ -750,7 +750,10 @@ def test_a_mix_is_calibrated_as_what_it_learned():
     expected = mix.learned.calibrate([predicted.learned], [measured])
     assert expected
     assert mix.calibrate([predicted], [measured]).keys() == expected.keys()
-    mix.fit_support(plan, obs.ego[:, -1, StateIndex.VX], 0.5)
+    speed, many = obs.ego[:, -1, StateIndex.VX], Plan(plan.poses.repeat(1, 10, 1, 1), plan.dt)
+    assert not mix.learned.unsupported(obs, plan).any()
+    mix.fit_support(many, speed, 0.5)
     assert mix.learned.unsupported(obs, plan).any()
-    assert built("mix", learned="exact").calibrate([], []) == {}
-    built("mix", learned="exact").fit_support(plan, obs.ego[:, -1, StateIndex.VX], 0.5)
+    ignorant = built("mix", learned="exact")
+    assert ignorant.calibrate([], []) == {}
+    ignorant.fit_support(many, speed, 0.5)
