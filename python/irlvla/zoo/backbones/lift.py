@@ -119,9 +119,8 @@ class Block(nn.Module):
 
 
 class BevEncoder(nn.Module):
-    """Residual stages, each at half the resolution of the one before; the first and the last are joined, brought back to the
-    resolution of the grid (BEVDet's CustomResNet and FPN_LSS), and put beside the grid itself: at 1.5 m a car is hardly more than a
-    cell, and would be lost at half of that."""
+    """Residual stages, each at half the resolution of the one before; the first and the last are joined and brought back to the
+    resolution of the grid (BEVDet's CustomResNet and FPN_LSS)."""
 
     def __init__(self, inputs: int, widths: tuple[int, ...], blocks: int, joined: int, outputs: int) -> None:
         super().__init__()
@@ -131,7 +130,7 @@ class BevEncoder(nn.Module):
         )
         beside = widths[0] + (widths[-1] if len(widths) > 1 else 0)
         self.join = nn.Sequential(ConvNorm(beside, joined), ConvNorm(joined, joined))
-        self.out = nn.Sequential(ConvNorm(inputs + joined, outputs), nn.Conv2d(outputs, outputs, 1))
+        self.out = nn.Sequential(ConvNorm(joined, outputs), nn.Conv2d(outputs, outputs, 1))
 
     def forward(self, grid: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B D X Y"]:
         maps, size = [grid], grid.shape[2:]
@@ -139,7 +138,7 @@ class BevEncoder(nn.Module):
             maps.append(stage(maps[-1]))
         first = maps[1]
         joined = torch.cat([first, _scaled(maps[-1], first.shape[2:])], 1) if len(self.stages) > 1 else first
-        return self.out(torch.cat([grid, _scaled(self.join(joined), size)], 1))
+        return self.out(_scaled(self.join(joined), size))
 
 
 def _scaled(grid: Tensor, size: Any) -> Tensor:
