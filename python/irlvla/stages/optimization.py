@@ -166,7 +166,7 @@ def train(
         except DivergedError as error:
             saved = run.save(step - 1, learner.result) if step > steps.start else None
             raise lost_at(step, error, saved) from None
-        values["charts/learning_rate"] = max(schedule.get_last_lr())
+        values["charts/learning_rate"] = float(max(schedule.get_last_lr()))
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
