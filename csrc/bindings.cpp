@@ -59,9 +59,9 @@ template <class Task> void run(const Task& task, Where where, void (*cpu)(const 
 #define IRLVLA_GPU(op) nullptr
 #endif
 
-/// B prepared scenes, one after the other, and the byte offset of each. Takes the addresses of SceneArrays in order.
-py::tuple prepare(int64_t scenes, int64_t history, int64_t agent_steps, const std::vector<Address>& a, int threads) {
-  if (a.size() != 20) throw std::invalid_argument("prepare needs the 20 arrays of SceneArrays");
+/// B prepared scenes, one after the other, the byte offset of each, and the working memory a candidate needs for traffic. Takes the addresses of SceneArrays in order.
+py::tuple prepare(int64_t scenes, int64_t history, int64_t agent_steps, const std::vector<Address>& a, bool reactive, int threads) {
+  if (a.size() != 23) throw std::invalid_argument("prepare needs the 23 arrays of SceneArrays");
   const SceneArrays arrays{scenes,
                            history,
                            agent_steps,
@@ -84,9 +84,14 @@ py::tuple prepare(int64_t scenes, int64_t history, int64_t agent_steps, const st
                            at<const int64_t>(a[16]),
                            at<const uint8_t>(a[17]),
                            at<const int64_t>(a[18]),
-                           at<const double>(a[19])};
+                           at<const double>(a[19]),
+                           at<const double>(a[20]),
+                           at<const int64_t>(a[21]),
+                           at<const double>(a[22]),
+                           reactive};
   py::array_t<int64_t> offsets(scenes + 1);
-  int64_t* bounds = offsets.mutable_data();
+  py::array_t<int64_t> world_bytes(scenes);
+  int64_t *bounds = offsets.mutable_data(), *bytes_needed = world_bytes.mutable_data();
   auto block = std::make_unique<std::vector<char>>();
   without_gil([&] {
     std::vector<std::vector<char>> prepared(scenes);
@@ -98,7 +103,10 @@ py::tuple prepare(int64_t scenes, int64_t history, int64_t agent_steps, const st
       }
     });
     bounds[0] = 0;
-    for (int64_t i = 0; i < scenes; ++i) bounds[i + 1] = bounds[i] + static_cast<int64_t>(prepared[i].size());
+    for (int64_t i = 0; i < scenes; ++i) {
+      bounds[i + 1] = bounds[i] + static_cast<int64_t>(prepared[i].size());
+      bytes_needed[i] = reinterpret_cast<const baseline::PackedScene*>(prepared[i].data())->world_bytes;
+    }
     if (scenes == 1) return block->swap(prepared[0]);
     block->resize(bounds[scenes]);
     parallel_for(scenes, threads, [&](int64_t i) {
@@ -107,7 +115,7 @@ py::tuple prepare(int64_t scenes, int64_t history, int64_t agent_steps, const st
   });
   auto* bytes = reinterpret_cast<uint8_t*>(block->data());
   py::capsule owner(block.release(), [](void* memory) { delete static_cast<std::vector<char>*>(memory); });
-  return py::make_tuple(py::array_t<uint8_t>({bounds[scenes]}, {1}, bytes, owner), offsets);
+  return py::make_tuple(py::array_t<uint8_t>({bounds[scenes]}, {1}, bytes, owner), offsets, world_bytes);
 }
 
 /// First of `rows` rows with a value that is not finite or beyond the limit; -1: none.
@@ -173,11 +181,11 @@ PYBIND11_MODULE(_C, m) {
     run(task, {threads, stream}, kernels().simulate, IRLVLA_GPU(simulate));
   });
   m.def("score", [](int64_t candidates, Address scenes, Address scene_offsets, Address scene_index, int input, Address plans, int poses, double step,
-                    bool remove_touching, bool pdms, Address metrics, Address events, Address masks, Address states, Address scratch, int threads,
-                    Address stream) {
+                    bool remove_touching, bool pdms, Address metrics, Address events, Address masks, Address states, Address scratch, int64_t held, Address reference,
+                    Address reference_masks, int64_t world_bytes, int threads, Address stream) {
     const ScoreTask task{candidates, at<const char>(scenes), at<const int64_t>(scene_offsets), at<const int64_t>(scene_index), static_cast<Input>(input),
                          at<const double>(plans), poses, step, remove_touching, pdms, at<double>(metrics), at<int32_t>(events), at<int64_t>(masks),
-                         at<double>(states), at<void>(scratch)};
+                         at<double>(states), at<void>(scratch), held, at<const double>(reference), at<const int64_t>(reference_masks), world_bytes};
     run(task, {threads, stream}, kernels().score, IRLVLA_GPU(score));
   });
   m.def("extended_comfort", [](int64_t rows, Address states, Address previous, Address shift, Address rms, Address comfortable, int threads, Address stream) {
@@ -207,6 +215,13 @@ PYBIND11_MODULE(_C, m) {
     const TimeToCollisionTask task{rows, at<const double>(states), agents, agent_steps, at<const double>(boxes), at<const uint8_t>(valid),
                                    at<double>(seconds)};
     run(task, {threads, stream}, kernels().time_to_collision, IRLVLA_GPU(time_to_collision));
+  });
+
+  m.def("traffic", [](int64_t rows, Address scenes, Address scene_offsets, Address scene_index, Address states, Address track_offsets, Address tracks,
+                      Address present, Address scratch, int64_t held, int64_t world_bytes, int threads, Address stream) {
+    const TrafficTask task{rows, at<const char>(scenes), at<const int64_t>(scene_offsets), at<const int64_t>(scene_index), at<const double>(states),
+                           at<const int64_t>(track_offsets), at<double>(tracks), at<uint8_t>(present), at<void>(scratch), held, world_bytes};
+    run(task, {threads, stream}, kernels().traffic, IRLVLA_GPU(traffic));
   });
 
   m.def("voxel_pool", [](const PoolSizes& sizes, const PoolTables& tables, const std::array<int, 4>& numbers, const std::array<int64_t, 4>& strides,

@@ -1,5 +1,8 @@
 // The CPU driver, compiled once per instruction set. Eight candidates of a scene share the vector lanes while their
 // motion is simulated and their comfort judged; then each is placed on the map on its own.
+#include <cstddef>
+#include <vector>
+
 #include "epdms.h"
 #include "parallel.h"
 
@@ -116,6 +119,25 @@ void fill_track(const PackedScene& scene, const State<Pack>* states, const Pack*
   enclose(track, Alone{});
 }
 
+/// Working memory of a thread, kept from candidate to candidate.
+char* world_memory(int64_t bytes) {
+  static thread_local std::vector<double> memory;
+  if (memory.size() * sizeof(double) < static_cast<std::size_t>(bytes)) memory.resize(bytes / sizeof(double) + 1);
+  return reinterpret_cast<char*>(memory.data());
+}
+
+void fill_reference(const ScoreTask& task, const PackedScene& scene, int64_t index, Track& track) {
+  for (int t = 0; t < kSteps; ++t) {
+    const State<double> s = load_state(task.reference + (index * kSteps + t) * kStateSize);
+    double ls, lc;
+    track.x[t] = s.x, track.y[t] = s.y, track.speed[t] = magnitude(s.vx, s.vy);
+    sine_cosine(s.heading, track.sine[t], track.cosine[t]);
+    sine_cosine(s.heading + kHalfPi, ls, lc);
+    place(scene, track, t, ls, lc);
+  }
+  enclose(track, Alone{});
+}
+
 void score_pack(const ScoreTask& task, int64_t first, int count) {
   const PackedScene& scene = *reinterpret_cast<const PackedScene*>(task.scenes + task.scene_offsets[task.scene_index[first]]);
   State<Pack> states[kSteps];
@@ -137,10 +159,26 @@ void score_pack(const ScoreTask& task, int64_t first, int count) {
   const Comfort<Pack> comfort = history_comfort(states, scene.history, scene.history_ax, scene.history_ay, scene.history_heading);
   const Comfort<Pack> plain = task.pdms ? plain_comfort(states) : comfort;
   if (task.states) store_pack(states, first, count, task.states);
+  Track track, reference;
+  const int64_t index = task.scene_index[first];
+  if (task.reference) fill_reference(task, scene, index, reference);
   for (int i = 0; i < count; ++i) {
-    Track track;
     fill_track(scene, states, sine, cosine, lateral_sine, lateral_cosine, i, track);
-    evaluate(task, scene, track, lane_bits(comfort, i), lane_bits(plain, i), first + i, Alone{});
+    if (!task.reference) {
+      evaluate(task, scene, nullptr, track, lane_bits(comfort, i), lane_bits(plain, i), first + i, Alone{});
+      continue;
+    }
+    World world = world_in(scene, world_memory(task.world_bytes));
+    rollout(scene, world, [&](int t) {
+      Sight ego;
+      ego.x = track.x[t], ego.y = track.y[t], ego.heading = states[t].heading[i], ego.speed = track.speed[t];
+      ego.box = box_corners(ego.x, ego.y, track.cosine[t], track.sine[t], lateral_cosine[t][i], lateral_sine[t][i], kHalfLength, kHalfWidth);
+      return ego;
+    });
+    dress_changed(scene, world);
+    evaluate(task, scene, &world, track, lane_bits(comfort, i), lane_bits(plain, i), first + i, Alone{});
+    task.metrics[(first + i) * kMetrics + kReferenceNc] =
+        reference_collisions(scene, world, reference, task.reference_masks + index * kMasks, Alone{});
   }
 }
 
@@ -173,6 +211,10 @@ void points_in_polygons(const PointsInPolygonsTask& task, int threads) { each_ro
 void project(const ProjectTask& task, int threads) { each_row(task, threads, project_row, 64); }
 void time_to_collision(const TimeToCollisionTask& task, int threads) { each_row(task, threads, time_to_collision_row, 41); }
 
+void traffic(const TrafficTask& task, int threads) {
+  parallel_for(task.rows, threads, [&](int64_t row) { traffic_row(task, row, world_memory(task.world_bytes)); });
+}
+
 #define IRLVLA_STRING(x) #x
 #define IRLVLA_NAME(x) IRLVLA_STRING(x)
 
@@ -180,7 +222,7 @@ void time_to_collision(const TimeToCollisionTask& task, int threads) { each_row(
 
 extern const Kernels kKernels;
 const Kernels kKernels{IRLVLA_NAME(IRLVLA_ISA), simulate,           score,   extended_comfort,  comfort_rows, boxes_overlap,
-                       points_in_polygons,      project,            time_to_collision};
+                       points_in_polygons,      project,            time_to_collision, traffic};
 
 }  // namespace IRLVLA_ISA
 }  // namespace irlvla

@@ -30,7 +30,7 @@ struct Warp {
 
 /// What the second kernel needs of the first, per candidate.
 struct Motion {
-  double x[kSteps], y[kSteps], cosine[kSteps], sine[kSteps], lateral_cosine[kSteps], lateral_sine[kSteps], speed[kSteps];
+  double x[kSteps], y[kSteps], heading[kSteps], cosine[kSteps], sine[kSteps], lateral_cosine[kSteps], lateral_sine[kSteps], speed[kSteps];
   uint32_t comfort, plain;
 };
 
@@ -68,13 +68,45 @@ __global__ void __launch_bounds__(kThreads) move(ScoreTask task, int64_t first, 
   }
   Motion& out = motions[local];
   for (int t = 0; t < kSteps; ++t) {
-    out.x[t] = states[t].x, out.y[t] = states[t].y, out.cosine[t] = cosine[t], out.sine[t] = sine[t];
+    out.x[t] = states[t].x, out.y[t] = states[t].y, out.heading[t] = states[t].heading, out.cosine[t] = cosine[t], out.sine[t] = sine[t];
     out.speed[t] = magnitude(states[t].vx, states[t].vy);
     sine_cosine(states[t].heading + kHalfPi, out.lateral_sine[t], out.lateral_cosine[t]);
     if (task.states) store_state(states[t], task.states + (i * kSteps + t) * kStateSize);
   }
   out.comfort = bits_of(history_comfort(states, scene.history, scene.history_ax, scene.history_ay, scene.history_heading));
   out.plain = task.pdms ? bits_of(plain_comfort(states)) : 0;
+}
+
+__device__ char* worlds_of(const ScoreTask& task) { return static_cast<char*>(task.scratch) + task.held * kMotionBytes; }
+
+/// A thread drives the traffic around one candidate.
+__global__ void __launch_bounds__(kThreads) surround(ScoreTask task, int64_t first, int64_t count, const Motion* motions) {
+  const int64_t local = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (local >= count) return;
+  const PackedScene& scene = scene_of(task, first + local);
+  const Motion& motion = motions[local];
+  World world = world_in(scene, worlds_of(task) + local * task.world_bytes);
+  rollout(scene, world, [&](int t) {
+    Sight ego;
+    ego.x = motion.x[t], ego.y = motion.y[t], ego.heading = motion.heading[t], ego.speed = motion.speed[t];
+    ego.box = box_corners(ego.x, ego.y, motion.cosine[t], motion.sine[t], motion.lateral_cosine[t], motion.lateral_sine[t], kHalfLength, kHalfWidth);
+    return ego;
+  });
+  dress_changed(scene, world);
+}
+
+__device__ void place_reference(const ScoreTask& task, const PackedScene& scene, int64_t index, Track& track, const Warp& warp) {
+  for (int t = warp.rank(); t < kSteps; t += Warp::size) {
+    const State<double> s = load_state(task.reference + (index * kSteps + t) * kStateSize);
+    double ls, lc;
+    track.x[t] = s.x, track.y[t] = s.y, track.speed[t] = magnitude(s.vx, s.vy);
+    sine_cosine(s.heading, track.sine[t], track.cosine[t]);
+    sine_cosine(s.heading + kHalfPi, ls, lc);
+    place(scene, track, t, ls, lc);
+  }
+  __syncwarp();
+  enclose(track, warp);
+  __syncwarp();
 }
 
 __global__ void __launch_bounds__(kThreads) judge(ScoreTask task, int64_t first, int64_t count, const Motion* motions) {
@@ -93,7 +125,19 @@ __global__ void __launch_bounds__(kThreads) judge(ScoreTask task, int64_t first,
   __syncwarp();
   enclose(track, warp);
   __syncwarp();
-  evaluate(task, scene, track, motion.comfort, motion.plain, first + local, warp);
+  if (!task.reference) return evaluate(task, scene, nullptr, track, motion.comfort, motion.plain, first + local, warp);
+  const World world = world_in(scene, worlds_of(task) + local * task.world_bytes);
+  evaluate(task, scene, &world, track, motion.comfort, motion.plain, first + local, warp);
+  const int64_t index = task.scene_index[first + local];
+  __syncwarp();
+  place_reference(task, scene, index, track, warp);
+  const double nc = reference_collisions(scene, world, track, task.reference_masks + index * kMasks, warp);
+  if (warp.rank() == 0) task.metrics[(first + local) * kMetrics + kReferenceNc] = nc;
+}
+
+__global__ void __launch_bounds__(kThreads) follow(TrafficTask task, int64_t first, int64_t count) {
+  const int64_t local = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (local < count) traffic_row(task, first + local, static_cast<char*>(task.scratch) + local * task.world_bytes);
 }
 
 template <class Task, void (*row)(const Task&, int64_t)> __global__ void __launch_bounds__(kThreads) each_row(Task task) {
@@ -115,10 +159,19 @@ template <class Task, void (*row)(const Task&, int64_t)> const char* launch_rows
 
 const char* launch_score(const ScoreTask& task, cudaStream_t stream) {
   Motion* motions = static_cast<Motion*>(task.scratch);
-  for (int64_t first = 0; first < task.candidates; first += kMotionsHeld) {
-    const int64_t count = task.candidates - first < kMotionsHeld ? task.candidates - first : kMotionsHeld;
+  for (int64_t first = 0; first < task.candidates; first += task.held) {
+    const int64_t count = task.candidates - first < task.held ? task.candidates - first : task.held;
     move<<<blocks_for(count), kThreads, 0, stream>>>(task, first, count, motions);
+    if (task.reference) surround<<<blocks_for(count), kThreads, 0, stream>>>(task, first, count, motions);
     judge<<<blocks_for(count * 32), kThreads, 0, stream>>>(task, first, count, motions);
+  }
+  return explain(cudaGetLastError());
+}
+
+const char* launch_traffic(const TrafficTask& task, cudaStream_t stream) {
+  for (int64_t first = 0; first < task.rows; first += task.held) {
+    const int64_t count = task.rows - first < task.held ? task.rows - first : task.held;
+    follow<<<blocks_for(count), kThreads, 0, stream>>>(task, first, count);
   }
   return explain(cudaGetLastError());
 }
@@ -144,6 +197,7 @@ const char* project(const ProjectTask& task, void* stream) { return device::laun
 const char* time_to_collision(const TimeToCollisionTask& task, void* stream) {
   return device::launch_rows<TimeToCollisionTask, device::time_to_collision_row>(task, stream);
 }
+const char* traffic(const TrafficTask& task, void* stream) { return device::launch_traffic(task, static_cast<cudaStream_t>(stream)); }
 
 }  // namespace cuda
 }  // namespace irlvla

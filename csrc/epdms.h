@@ -21,6 +21,7 @@ struct Kernels {
   void (*points_in_polygons)(const PointsInPolygonsTask& task, int threads);
   void (*project)(const ProjectTask& task, int threads);
   void (*time_to_collision)(const TimeToCollisionTask& task, int threads);
+  void (*traffic)(const TrafficTask& task, int threads);
 };
 
 /// The best kernels this machine runs, or those that IRLVLA_ISA names. Chosen once.
@@ -37,6 +38,7 @@ const char* boxes_overlap(const BoxesOverlapTask& task, void* stream);
 const char* points_in_polygons(const PointsInPolygonsTask& task, void* stream);
 const char* project(const ProjectTask& task, void* stream);
 const char* time_to_collision(const TimeToCollisionTask& task, void* stream);
+const char* traffic(const TrafficTask& task, void* stream);
 }  // namespace cuda
 #endif
 

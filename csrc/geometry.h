@@ -113,6 +113,33 @@ IRLVLA_HD double unwrapping(double step) {
   return (turn == -kPi && step > 0.0 ? kPi : turn) - step;
 }
 
+/// The angle, 0 to pi, whose sine and cosine stand as y to x; y >= 0 (reduction and polynomial of fdlibm s_atan).
+IRLVLA_HD double angle_between(double y, double x) {
+  const double a = absolute(x), ratio = y / a;
+  double high = 0.0, low = 0.0, t = ratio;
+  if (!(ratio < 0.4375)) {
+    if (ratio < 0.6875) {
+      high = 4.63647609000806093515e-01, low = 2.26987774529616870924e-17, t = (2.0 * y - a) / (2.0 * a + y);
+    } else if (ratio < 1.1875) {
+      high = 7.85398163397448278999e-01, low = 3.06161699786838301793e-17, t = (y - a) / (y + a);
+    } else if (ratio < 2.4375) {
+      high = 9.82793723247329054082e-01, low = 1.39033110312309984516e-17, t = (y - 1.5 * a) / (a + 1.5 * y);
+    } else {
+      high = 1.57079632679489655800e+00, low = 6.12323399573676603587e-17, t = -a / y;
+    }
+  }
+  const double z = t * t, w = z * z;
+  const double odd = z * (3.33333333333329318027e-01 +
+                          w * (1.42857142725034663711e-01 +
+                               w * (9.09088713343650656196e-02 +
+                                    w * (6.66107313738753120669e-02 + w * (4.97687799461593236017e-02 + w * 1.62858201153657823623e-02)))));
+  const double even = w * (-1.99999999998764832476e-01 +
+                           w * (-1.11111104054623557880e-01 +
+                                w * (-7.69187620504482999495e-02 + w * (-5.83357013379057348645e-02 + w * -3.65315727442169155270e-02))));
+  const double angle = high - ((t * (odd + even) - low) - t);
+  return x < 0.0 ? kPi - angle : angle;
+}
+
 // --- exact orientation ----------------------------------------------------------------------------------------------
 
 IRLVLA_HD void two_sum(double a, double b, double& sum, double& error) {

@@ -1,6 +1,6 @@
 // What each public operator does for one row, candidate or pair: the CPU and CUDA drivers only loop over them.
 #pragma once
-#include "metrics.h"
+#include "traffic.h"
 
 namespace irlvla {
 
@@ -19,11 +19,11 @@ struct SimulateTask {
 enum Input { kPlans, kPoses, kStates };
 
 // Columns of what `score` writes. The first eight metrics stand as in METRICS of irlvla.types, with progress in place of EP.
-enum Metric { kNc, kDac, kDdc, kTlc, kProgress, kTtc, kLk, kHc, kOncoming, kNcV1, kTtcV1, kComfortV1, kDdcV1, kMetrics };
+enum Metric { kNc, kDac, kDdc, kTlc, kProgress, kTtc, kLk, kHc, kOncoming, kNcV1, kTtcV1, kComfortV1, kDdcV1, kReferenceNc, kMetrics };
 enum Event { kCollisionStep, kCollisionAgent, kTtcStep, kTtcAgent, kOffCentreRun, kComfortBits, kEvents };
 enum Mask { kMultipleLanesMask, kOffRoadMask, kOffRouteMask, kIntersectionMask, kRedLightMask, kMasks };  // bit t: step t
 
-constexpr int64_t kMotionBytes = 2304;      // scratch of a candidate on a GPU
+constexpr int64_t kMotionBytes = 2632;      // scratch of a candidate on a GPU
 constexpr int64_t kMotionsHeld = 1 << 16;   // candidates that are on their way there at once
 
 struct ScoreTask {
@@ -41,7 +41,25 @@ struct ScoreTask {
   int32_t* events;      // N kEvents
   int64_t* masks;       // N kMasks
   double* states;       // N 41 11, or null
-  void* scratch;        // on a GPU: kMotionBytes for each of min(N, kMotionsHeld) candidates
+  void* scratch;        // on a GPU: kMotionBytes and `world_bytes` for each of `held` candidates
+  int64_t held;
+  // reactive traffic, in scenes prepared for it; null otherwise
+  const double* reference;         // B 41 11: how the reference plan drives; it meets the traffic of each candidate
+  const int64_t* reference_masks;  // B kMasks
+  int64_t world_bytes;             // at least those of every scene
+};
+
+/// The agents of candidates in reactive traffic, as tracks.
+struct TrafficTask {
+  int64_t rows;
+  const char* scenes;
+  const int64_t *scene_offsets, *scene_index;
+  const double* states;           // N 41 11
+  const int64_t* track_offsets;   // N: where the agents of a candidate begin
+  double* tracks;                 // R 41 5: x y heading vx vy; vehicles are written from step 1 on
+  uint8_t* present;               // R 41
+  void* scratch;                  // on a GPU: `world_bytes` for each of `held` candidates
+  int64_t held, world_bytes;
 };
 
 struct ExtendedComfortTask {
@@ -189,6 +207,35 @@ IRLVLA_HD void time_to_collision_row(const TimeToCollisionTask& task, int64_t i)
   task.seconds[i] = least;
 }
 
+/// Tracks of one candidate's vehicles.
+IRLVLA_HD void traffic_row(const TrafficTask& task, int64_t i, char* memory) {
+  const PackedScene& scene = *reinterpret_cast<const PackedScene*>(task.scenes + task.scene_offsets[task.scene_index[i]]);
+  World world = world_in(scene, memory);
+  const double* states = task.states + i * kSteps * kStateSize;
+  rollout(scene, world, [&](int t) { return sight_of(load_state(states + t * kStateSize)); });
+  for (int v = 0; v < scene.vehicles; ++v) {
+    const Vehicle& vehicle = scene.at(scene.vehicle)[v];
+    const Path path = path_of(scene, vehicle);
+    const int64_t row = (task.track_offsets[i] + vehicle.agent) * kSteps;
+    for (int t = 1; t < world.driver[v].gone_at && t < kSteps; ++t) {
+      const Pose<double> pose = path.pose(path.clamp(world.progress[v * kSteps + t]));
+      const double speed = world.speed[v * kSteps + t];
+      double sine, cosine, *out = task.tracks + 5 * (row + t);
+      sine_cosine(pose.heading, sine, cosine);
+      out[0] = pose.x, out[1] = pose.y, out[2] = pose.heading, out[3] = speed * cosine, out[4] = speed * sine;
+      task.present[row + t] = 1;
+    }
+  }
+  for (int s = 0; s < scene.standing; ++s) {
+    const int64_t row = (task.track_offsets[i] + scene.at(scene.stander)[s].agent) * kSteps;
+    for (int t = 1; t < kSteps; ++t) {
+      if (!((world.standing[s] >> t) & 1)) continue;
+      for (int k = 0; k < 5; ++k) task.tracks[5 * (row + t) + k] = task.tracks[5 * row + k];
+      task.present[row + t] = 1;
+    }
+  }
+}
+
 // --- the whole score of one candidate -------------------------------------------------------------------------------
 
 template <class Group> IRLVLA_HD Areas all_areas(const PackedScene& scene, const Track& track, const Group& group) {
@@ -218,8 +265,9 @@ IRLVLA_HD uint64_t event_key(const Contact& contact, int agent) {
   return static_cast<uint64_t>(contact.step * kOffsets + contact.ahead) << 32 | static_cast<uint32_t>(agent);
 }
 
-IRLVLA_HD void meet(const PackedScene& scene, const Track& track, const Areas& areas, int a, bool removed, bool pdms, uint64_t moving, Encounters& e) {
-  const Agent& agent = scene.at(scene.agent)[a];
+IRLVLA_HD void meet(const PackedScene& scene, const World* world, const Track& track, const Areas& areas, int a, bool removed, bool pdms,
+                    uint64_t moving, Encounters& e) {
+  const Agent& agent = agent_in(scene, world, a);
   if (agent.x1 < track.x0 || track.x1 < agent.x0 || agent.y1 < track.y0 || track.y1 < agent.y0) return;
   removed = removed && agent.touches_ego;
   if (removed && !pdms) return;
@@ -241,11 +289,12 @@ IRLVLA_HD void meet(const PackedScene& scene, const Track& track, const Areas& a
 }
 
 template <class Group>
-IRLVLA_HD Encounters all_encounters(const PackedScene& scene, const Track& track, const Areas& areas, bool removed, bool pdms, const Group& group) {
+IRLVLA_HD Encounters all_encounters(const PackedScene& scene, const World* world, const Track& track, const Areas& areas, bool removed, bool pdms,
+                                    const Group& group) {
   uint64_t moving = 0;
   for (int t = 0; t < (pdms ? kSteps : kTtcSteps); ++t) moving |= static_cast<uint64_t>(!(track.speed[t] < 5e-3)) << t;
   Encounters e;
-  for (int a = group.rank(); a < scene.agents; a += Group::size) meet(scene, track, areas, a, removed, pdms, moving, e);
+  for (int a = group.rank(); a < scene.agents; a += Group::size) meet(scene, world, track, areas, a, removed, pdms, moving, e);
   const uint64_t kinds = group.either(e.with_object | e.with_user << 1 | e.v1_object << 2 | e.v1_user << 3 | e.v1_approach << 4);
   e.with_object = kinds & 1, e.with_user = kinds >> 1 & 1, e.v1_object = kinds >> 2 & 1, e.v1_user = kinds >> 3 & 1, e.v1_approach = kinds >> 4 & 1;
   e.collision = group.least(e.collision), e.approach = group.least(e.approach);
@@ -279,13 +328,27 @@ IRLVLA_HD void write_masks(const Areas& areas, uint64_t red, int64_t* out) {
   out[kRedLightMask] = red == kNever ? 0 : static_cast<int64_t>(uint64_t{1} << red);
 }
 
+/// NC of the reference plan in the traffic of a candidate.
+template <class Group>
+IRLVLA_HD double reference_collisions(const PackedScene& scene, const World& world, const Track& track, const int64_t* masks, const Group& group) {
+  const Areas areas{static_cast<uint64_t>(masks[kMultipleLanesMask]), static_cast<uint64_t>(masks[kOffRoadMask]), 0, 0, 0};
+  uint64_t hit = 0;
+  for (int a = group.rank(); a < scene.agents; a += Group::size) {
+    const Agent& agent = agent_in(scene, &world, a);
+    if (agent.x1 < track.x0 || track.x1 < agent.x0 || agent.y1 < track.y0 || track.y1 < agent.y0) continue;
+    if (first_collision(track, areas, agent).counts) hit |= agent.fixed ? 1 : 2;
+  }
+  hit = group.either(hit);
+  return collision_score(hit & 2, hit & 1);
+}
+
 /// Everything about candidate i, whose track is known. `comfort` and `plain` hold the six bits of history comfort and v1;
 /// the columns of v1 are NaN where it was not asked for.
 template <class Group>
-IRLVLA_HD void evaluate(const ScoreTask& task, const PackedScene& scene, const Track& track, uint32_t comfort, uint32_t plain, int64_t i,
-                        const Group& group) {
+IRLVLA_HD void evaluate(const ScoreTask& task, const PackedScene& scene, const World* world, const Track& track, uint32_t comfort, uint32_t plain,
+                        int64_t i, const Group& group) {
   const Areas areas = all_areas(scene, track, group);
-  const Encounters met = all_encounters(scene, track, areas, task.remove_touching, task.pdms, group);
+  const Encounters met = all_encounters(scene, world, track, areas, task.remove_touching, task.pdms, group);
   uint64_t red = kNever;
   for (int l = group.rank(); l < scene.lights; l += Group::size) {
     const int step = first_red_light(scene, track, scene.at(scene.light)[l]);
@@ -306,7 +369,7 @@ IRLVLA_HD void evaluate(const ScoreTask& task, const PackedScene& scene, const T
   m[kLk] = run >= 20 ? 0.0 : 1.0;  // ceil(2.0 / 0.1) samples, which span 1.9 s
   m[kHc] = comfort == 63 ? 1.0 : 0.0;
   m[kOncoming] = oncoming;
-  m[kNcV1] = m[kTtcV1] = m[kComfortV1] = m[kDdcV1] = not_a_number();
+  m[kNcV1] = m[kTtcV1] = m[kComfortV1] = m[kDdcV1] = m[kReferenceNc] = not_a_number();
   if (task.pdms) {
     m[kNcV1] = collision_score(met.v1_user, met.v1_object);
     m[kTtcV1] = met.v1_approach ? 0.0 : 1.0;

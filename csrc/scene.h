@@ -23,6 +23,10 @@ struct SceneArrays {
   const uint8_t* light_red;  // Q 41
   const int64_t* centerline_offsets;
   const double* centerline;  // L 3
+  const double* polygon_speed_limit;
+  const int64_t* baseline_offsets;
+  const double* baseline;  // M 2
+  bool reactive;           // also the traffic; agents are then what it does without the ego
 };
 
 namespace IRLVLA_ISA {
@@ -61,12 +65,44 @@ struct Agent {
   int32_t fixed;       // an object, not a road user
   int32_t stopped;     // an object, or at most 0.05 m/s where first seen
   int32_t touches_ego; // at t = 0: log replay removes it
-  int32_t padding;
+  int32_t role;        // in reactive traffic: v + 1 for vehicle v, -i - 1 for standing vehicle i, 0 for all others
 };
 
 struct Light {
   int32_t polygon, padding;
   uint64_t red;  // bit t: red at step t
+};
+
+/// A vertex of the path of a vehicle: the baseline of its lane without the last point, which the devkit loses.
+struct PathPoint {
+  double x, y, progress, heading;          // heading: unwrapped
+  double left_x, left_y, right_x, right_y; // corners of the outline of the whole path here,
+  int32_t corners;                         // bit 0: there is one on the left, bit 1: on the right; or kManyCorners
+  int32_t padding;
+};
+
+constexpr int32_t kManyCorners = 4;  // ask the outline itself
+
+/// An agent that drives: it was snapped to the baseline of its lane.
+struct Vehicle {
+  int32_t agent;
+  int32_t path, path_count;  // into `path`
+  int32_t room;              // points that the outline of its footprint has at most
+  double progress, speed;
+  double target, limit;      // of speed; limit of its lane, NaN or 0 = none
+  double length, width;
+  Corners box;               // where it was snapped to
+  Bounds reach, corridor;    // all that it can occupy within the horizon; its whole path ahead
+  uint64_t near;             // bit u % 64: vehicle u may come into its way
+};
+
+constexpr double kWatchCell = 0.5;  // metres
+constexpr int kWatch = 192;         // cells of a side
+
+/// A vehicle that does not drive, and stays where it was as long as nothing touches it.
+struct Standing {
+  int32_t agent, padding;
+  Corners box;
 };
 
 /// What is the same for every point of a grid cell, and what must be asked.
@@ -113,6 +149,18 @@ struct PackedScene {
   Span<Edge> line;             // segments of the centreline
   Span<double> line_start;     // distance along the centreline
   Span<Bounds> line_blocks;
+  // reactive traffic
+  int32_t vehicles, standing, corridor_room, room_padding;
+  int64_t world_bytes;         // working memory of a candidate
+  Span<PathPoint> path;
+  Span<Vehicle> vehicle;
+  Span<Standing> stander;
+  Span<double> plain;          // 2 x 41 for each vehicle: progress and speed without the ego
+  double watch_x, watch_y;     // a grid around where the ego may go
+  Span<uint64_t> watch;        // of each cell, bit v % 64: the path of vehicle v may cover some of it
+  Span<Bounds> plain_bounds;   // 41 for each vehicle: what it occupies after each step without the ego
+  Span<uint64_t> plain_met;    // 41 for each vehicle: which others (bit u % 64) lay in its way then
+  Span<uint64_t> stays;        // bit t: a standing vehicle is there at step t, without the ego
 
   template <class T> IRLVLA_HD const T* at(const Span<T>& span) const {
     return reinterpret_cast<const T*>(reinterpret_cast<const char*>(this) + span.offset);

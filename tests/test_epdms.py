@@ -273,10 +273,10 @@ def test_nothing_to_score() -> None:
 
 def test_no_agents_no_map() -> None:
     scene = GOLDEN[0].scene
-    groups = {"agent": 0, "polygon": 0, "ring": 0, "point": 0, "light": 0}
+    groups = {"agent": 0, "polygon": 0, "ring": 0, "point": 0, "light": 0, "baseline": 0}
     fields = Scene.__dataclass_fields__
     empty = {n: getattr(scene, n)[:0] for n, f in fields.items() if f.metadata.get("rows") in groups}
-    zeros = {n: torch.zeros_like(getattr(scene, n)[:1]) for n in ("ring_offsets", "point_offsets")}
+    zeros = {n: torch.zeros_like(getattr(scene, n)[:1]) for n in ("ring_offsets", "point_offsets", "baseline_offsets")}
     offsets = {n: torch.zeros_like(getattr(scene, n)) for n in ("agent_offsets", "polygon_offsets", "light_offsets")}
     result = irlvla.epdms(dataclasses.replace(scene, **empty, **zeros, **offsets), random_plans(3)[None])
     assert result.raw is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -15,10 +15,10 @@ from irlvla.errors import InputError
 from irlvla.types import METRICS, PROGRESS_THRESHOLD, STEPS, Details, Epdms, Pdms, Plan, Scene, Trajectory
 
 HumanFilter = Literal["fixed", "legacy", "none"]
-Traffic = Literal["log", "replay_all", "constant_velocity"]
+Traffic = Literal["log", "replay_all", "constant_velocity", "reactive"]
 
 NC, DAC, DDC, TLC, EP, TTC, LK, HC, EC = range(9)
-PROGRESS, ONCOMING, V1 = 4, 8, slice(9, 13)  # columns of ops.score's metrics
+PROGRESS, ONCOMING, V1, REFERENCE_NC = 4, 8, slice(9, 13), 13  # columns of ops.score's metrics
 
 
 def epdms(
@@ -45,8 +45,9 @@ def epdms(
             (B, T, 3), or one per plan (the leading shape of `plans`, which wins where both
             fit). Without it EC is NaN and does not count.
         traffic: `log` replays the recorded agents but for those that touch the ego at t = 0 (the devkit's log replay);
-            `replay_all` keeps all (its reactive runs: put the agents that resulted into the scene);
-            `constant_velocity` moves the agents of t = 0 straight on.
+            `replay_all` keeps all; `constant_velocity` moves the agents of t = 0 straight on; `reactive` drives vehicles along
+            their lanes as the devkit does (IDM): each candidate meets traffic of its own, and so does the human. It needs the
+            lanes' baselines (`Scene.baseline`).
         human_filter: where the human's own drive fails a metric, candidates get 1 in it. `legacy` is the devkit before
             359c7f7, whose score ignored the filtered columns; `none` leaves everything as measured.
         details: also return when, where and why (`Epdms.details`).
@@ -57,18 +58,24 @@ def epdms(
     Raises:
         InputError: naming what is wrong with a scene, a plan or an option, and what is accepted.
     """
-    _require_choice("traffic", traffic, ("log", "replay_all", "constant_velocity"))
+    _require_choice("traffic", traffic, get_args(Traffic))
     _require_choice("human_filter", human_filter, ("fixed", "legacy", "none"))
     poses, dt = _poses(plans, dt, "plans")
     lead, index = _leading(scenes, poses, scene_index)
+    if pdms and traffic == "reactive":
+        raise InputError("pdms=True is not measured in reactive traffic: NAVSIM v1 has none; use traffic='log'")
     if pdms and scenes.agent_state.shape[1] < 51:
         raise InputError("pdms=True looks 5 s ahead: the scenes' agents need 51 steps, they have 41")
     frame = _frame(scenes, traffic)
     flat = poses.reshape(-1, *poses.shape[-2:])
     metrics, events, masks, states = ops.score(
-        frame.prepared, flat, index, dt=dt, remove_touching=traffic != "replay_all", pdms=pdms, states=details or previous is not None
-    )
-    raw = _values(metrics, frame.reference[index])
+        frame.prepared, flat, index, dt=dt, remove_touching=_removes_touching(traffic), pdms=pdms,
+        states=details or previous is not None, reference=frame.driven,
+    )  # fmt: skip
+    reference = frame.reference[index]
+    if frame.driven is not None:
+        reference[:, NC] = metrics[:, REFERENCE_NC]  # the devkit scores both in the traffic of the candidate
+    raw = _values(metrics, reference)
     if previous is not None:
         raw[:, EC] = _extended_comfort(scenes, states, previous, index, lead, per_plan=len(lead) == 2 or scene_index is not None)
     values = raw if human_filter == "none" else _filtered(raw, frame.human[index])
@@ -76,8 +83,8 @@ def epdms(
         values.reshape(*lead, 9),
         raw=None if human_filter == "none" else raw.reshape(*lead, 9),
         human_filter=human_filter,
-        details=_details(metrics, events, masks, states, frame.reference[index], lead) if details else None,
-        pdms=_pdms(metrics, frame.reference[index], lead) if pdms else None,
+        details=_details(metrics, events, masks, states, reference, lead) if details else None,
+        pdms=_pdms(metrics, reference, lead) if pdms else None,
     )
 
 
@@ -132,11 +139,19 @@ def _leading(scenes: Scene, poses: Tensor, scene_index: Any) -> tuple[tuple[int,
 
 @dataclass(frozen=True)
 class _Frame:
-    """Per scene: the prepared geometry, the metrics of its reference plan, and the human's sub-metrics."""
+    """Per scene: the prepared geometry, the metrics of its reference plan, and the human's sub-metrics.
+
+    In reactive traffic also how the reference drives (states, masks), for it meets the traffic of every candidate.
+    """
 
     prepared: ops.Prepared
-    reference: Float[Tensor, "B 13"]
+    reference: Float[Tensor, "B 14"]
     human: Float[Tensor, "B 9"]
+    driven: tuple[Float[Tensor, "B 41 11"], Int[Tensor, "B 5"]] | None = None
+
+
+def _removes_touching(traffic: Traffic) -> bool:
+    return traffic not in ("replay_all", "reactive")
 
 
 def _frame(scenes: Scene, traffic: Traffic) -> _Frame:
@@ -152,7 +167,8 @@ def _frame(scenes: Scene, traffic: Traffic) -> _Frame:
 
 
 def _make_frame(scenes: Scene, traffic: Traffic) -> _Frame:
-    prepared = ops.prepare(scenes)
+    reactive = traffic == "reactive"
+    prepared = ops.prepare(scenes, reactive=reactive)
     reference, human, known = _reference(scenes), ops.as_tensor(scenes.human, "scenes.human"), ~scenes.human.isnan().flatten(1).any(1)
     b = len(scenes.token)
     ops.require_horizon(human.shape[1], scenes.human_dt)
@@ -164,15 +180,19 @@ def _make_frame(scenes: Scene, traffic: Traffic) -> _Frame:
         1,
     ).flatten(0, 1)
     index = torch.arange(b, device=scenes.device).repeat_interleave(2)
-    pdms = scenes.agent_state.shape[1] > STEPS
-    metrics, *_ = ops.score(prepared, driven, index, source=ops.STATES, remove_touching=traffic != "replay_all", pdms=pdms)
+    options: dict[str, Any] = {"source": ops.STATES, "remove_touching": _removes_touching(traffic)}
+    options["pdms"] = not reactive and scenes.agent_state.shape[1] > STEPS
+    metrics, _, masks, _ = ops.score(prepared, driven, index, **options)
+    reference_drive = (driven[::2].contiguous(), masks[::2].contiguous()) if reactive else None
+    if reactive:
+        metrics, *_ = ops.score(prepared, driven, index, **options, reference=reference_drive)
     metrics = metrics.unflatten(0, (b, 2))
     human_values = metrics[:, 1, :9].clone()
     human_values[~known] = 1.0
     if scenes.human_values is not None:
         human_values = torch.where(scenes.human_values.isnan(), human_values, scenes.human_values.double())
     human_values[:, [EP, HC, EC]] = 1.0  # a human scored alone, without history: never filtered
-    return _Frame(prepared, metrics[:, 0], human_values)
+    return _Frame(prepared, metrics[:, 0], human_values, reference_drive)
 
 
 def _reference(scenes: Scene) -> Tensor:

@@ -19,7 +19,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
@@ -97,14 +97,14 @@ class StateIndex(IntEnum):
     ANGULAR_ACCELERATION = 10
 
 
-def offsets_of(rows: str, parent: str = "scene") -> Any:
+def offsets_of(rows: str, parent: str = "scene", **default: Any) -> Any:
     """A field of row offsets: rows `o[i]:o[i+1]` of group `rows` belong to row `i` of group `parent`."""
-    return field(metadata={"offsets": rows, "parent": parent})
+    return field(metadata={"offsets": rows, "parent": parent}, **default)
 
 
-def rows_of(group: str) -> Any:
+def rows_of(group: str, **default: Any) -> Any:
     """A field whose leading axis runs over the rows of a ragged group instead of over scenes."""
-    return field(metadata={"rows": group})
+    return field(metadata={"rows": group}, **default)
 
 
 @dataclass(frozen=True)
@@ -312,8 +312,9 @@ class Batch:
         """The inverse of `_plain` and `tensors`."""
         values = {**plain, **{name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in plain}}
         names = {f.name for f in dataclasses.fields(cls)}
-        if names != values.keys():
-            raise ValueError(f"it has the fields {sorted(values)}, {cls.__name__} needs {sorted(names)}")
+        needed = {f.name for f in dataclasses.fields(cls) if not f.metadata or f.default is MISSING}  # ragged rows may be absent
+        if not needed <= values.keys() <= names:
+            raise ValueError(f"it has the fields {sorted(values)}, {cls.__name__} needs {sorted(needed)}")
         for name, value in plain.items():
             if isinstance(value, list):
                 values[name] = tuple(value)
@@ -422,6 +423,12 @@ class Scene(Batch):
 
     The time axis of agents has 41 steps (0 ... 4.0 s at 0.1 s) or 51 (to 5.0 s; PDMS v1 looks further ahead).
     Rings are open (first point not repeated); the first ring of a polygon is its shell, others are holes.
+
+    Lanes and connectors may carry the line that traffic follows, in driving direction; other polygons have none. Only
+    reactive traffic reads baselines and their speed limits, and needs them of every lane and connector: all points of the map's
+    baseline path, the last included, in the map's numbers, since its vertices decide how far away things are. Where an agent
+    stands in several lanes whose headings fit it equally well, the polygon that comes first wins: keep the map's order. Scenes
+    that are made without these fields have no baselines.
     """
 
     token: tuple[str, ...]  # B names
@@ -457,6 +464,21 @@ class Scene(Batch):
 
     centerline_offsets: Int[Tensor, " B+1"] = offsets_of("centerline")
     centerline: Float[Tensor, "L 3"] = rows_of("centerline")  # x y heading
+
+    polygon_speed_limit: Float[Tensor, " P"] = rows_of("polygon", default=None)  # of lanes and connectors [m/s]; NaN = none in the map
+    baseline_offsets: Int[Tensor, " P+1"] = offsets_of("baseline", "polygon", default=None)
+    baseline: Float[Tensor, "M 2"] = rows_of("baseline", default=None)  # x y
+
+    def __post_init__(self) -> None:
+        polygons = self.polygon_layer
+        nothing = {
+            "polygon_speed_limit": lambda: self.points.new_full((len(polygons),), torch.nan),
+            "baseline_offsets": lambda: polygons.new_zeros(len(polygons) + 1),
+            "baseline": lambda: self.points.new_zeros((0, 2)),
+        }
+        for name, make in nothing.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, make())
 
     def in_ego_frame(self, poses: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 3"]:
         """Poses of the map frame in the ego frame of their scene."""

@@ -17,7 +17,7 @@ from irlvla.errors import InputError
 from irlvla.ops._native import as_tensor, get_num_threads, prepare_arrays, set_num_threads
 from irlvla.ops.frustums import Grid, depth_bins
 from irlvla.ops.pooling import VoxelPoolPlan, voxel_pool
-from irlvla.types import HORIZON, STEPS, Batch, Scene, offsets_of, rows_of
+from irlvla.types import HORIZON, STEPS, Batch, Kind, Scene, offsets_of, rows_of
 
 __all__ = [
     "Grid",
@@ -37,6 +37,7 @@ __all__ = [
     "simulate",
     "time_to_collision",
     "track",
+    "traffic",
     "voxel_pool",
 ]
 
@@ -210,6 +211,7 @@ def time_to_collision(
 class Prepared(Batch):
     """Scenes ready to score: derived boxes, a grid over the map, all in one block of bytes that moves to a GPU as it is."""
 
+    world_bytes: Int[Tensor, " B"]  # working memory that reactive traffic takes for a candidate; 0 = not prepared for it
     offsets: Int[Tensor, " B+1"] = offsets_of("byte")
     data: UInt8[Tensor, " bytes"] = rows_of("byte")
 
@@ -235,22 +237,34 @@ _PREPARED_FIELDS: tuple[tuple[str, torch.dtype], ...] = (
     ("light_red", torch.bool),
     ("centerline_offsets", torch.int64),
     ("centerline", torch.float64),
+    ("polygon_speed_limit", torch.float64),
+    ("baseline_offsets", torch.int64),
+    ("baseline", torch.float64),
 )  # in the order of csrc/scene.h SceneArrays
 
 
-def prepare(scenes: Scene) -> Prepared:
-    """Check scenes and prepare them for scoring: well under a millisecond each, on the CPU, in parallel."""
+def prepare(scenes: Scene, *, reactive: bool = False) -> Prepared:
+    """Check scenes and prepare them for scoring: well under a millisecond each, on the CPU, in parallel.
+
+    With `reactive`, vehicles are put on their lanes, and the agents become what they are without an ego.
+    """
     arrays = {name: as_tensor(getattr(scenes, name), f"scenes.{name}", dtype).cpu() for name, dtype in _PREPARED_FIELDS}
     _check(scenes, arrays)
-    offsets, data = prepare_arrays(arrays, scenes.token)
-    return Prepared(offsets, data).to(scenes.device)
+    offsets, data, world_bytes = prepare_arrays(arrays, scenes.token, reactive=reactive)
+    return Prepared(world_bytes, offsets, data).to(scenes.device)
 
 
 def _check(scenes: Scene, arrays: dict[str, Tensor]) -> None:
     b, steps = len(scenes.token), arrays["agent_state"].shape[1] if arrays["agent_state"].dim() == 3 else 0
     if steps not in (41, 51):
         raise InputError(f"scenes.agent_state must have 41 or 51 time steps (A, S, 5), got {tuple(arrays['agent_state'].shape)}")
-    sizes = {"agent": "agent_kind", "polygon": "polygon_layer", "light": "light_polygon", "centerline": "centerline"}
+    sizes = {
+        "agent": "agent_kind",
+        "polygon": "polygon_layer",
+        "light": "light_polygon",
+        "centerline": "centerline",
+        "baseline": "baseline",
+    }
     counts = {group: arrays[field].shape[0] for group, field in sizes.items()}
     counts |= {"ring": arrays["point_offsets"].shape[0] - 1, "point": arrays["points"].shape[0]}
     shapes: dict[str, tuple[int | None, ...]] = {
@@ -258,12 +272,14 @@ def _check(scenes: Scene, arrays: dict[str, Tensor]) -> None:
         "agent_kind": (None,), "agent_size": (counts["agent"], 2), "agent_valid": (counts["agent"], steps),
         "agent_state": (counts["agent"], steps, 5), "polygon_layer": (None,), "polygon_on_route": (counts["polygon"],), "points": (None, 2),
         "light_polygon": (None,), "light_red": (counts["light"], STEPS), "centerline": (None, 3),
+        "polygon_speed_limit": (counts["polygon"],), "baseline": (None, 2),
     }  # fmt: skip
     for name, shape in shapes.items():
         require_shape(arrays[name], f"scenes.{name}", *shape)
     for group, parents, name in (
         ("agent", b, "agent_offsets"), ("polygon", b, "polygon_offsets"), ("ring", counts["polygon"], "ring_offsets"),
         ("point", counts["ring"], "point_offsets"), ("light", b, "light_offsets"), ("centerline", b, "centerline_offsets"),
+        ("baseline", counts["polygon"], "baseline_offsets"),
     ):  # fmt: skip
         require_shape(arrays[name], f"scenes.{name}", parents + 1)
         require_offsets(arrays[name], f"scenes.{name}", counts[group], f"{group} rows")
@@ -281,11 +297,14 @@ def score(
     remove_touching: bool = True,
     pdms: bool = False,
     states: bool = False,
+    reference: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Raw sub-metrics of N candidates, each of the scene that `scene_index` names (best in rising order).
 
     `source` says what `plans` holds: PLANS (N T 3, ego frame), POSES (N 41 3, map frame) or STATES (N 41 11, simulated).
-    Returns metrics (N 13), events (N 6), masks (N 5) and states (N 41 11, or none), laid out as csrc/rows.h says.
+    `reference`: simulated states (B 41 11) and masks (B 5) of the plan that progress is measured against. With it, scenes must be
+    prepared for reactive traffic; candidates then meet the traffic around them, and so does the reference, one with each.
+    Returns metrics (N 14), events (N 6), masks (N 5) and states (N 41 11, or none), laid out as csrc/rows.h says.
     `irlvla.epdms` is the friendly form.
     """
     plans = as_tensor(plans, "plans", device=prepared.data.device)
@@ -294,7 +313,57 @@ def score(
     require_shape(scene_index, "scene_index", plans.shape[0])
     if source == PLANS:
         require_horizon(plans.shape[1], dt)
-    return torch.ops.irlvla.score(prepared.data, prepared.offsets, scene_index, plans, source, dt, remove_touching, pdms, states)
+    driven, masks, world_bytes = None, None, 0
+    if reference is not None:
+        world_bytes = _world_bytes(prepared)
+        driven = as_tensor(reference[0], "reference", device=plans.device)
+        masks = as_tensor(reference[1], "reference masks", torch.int64, plans.device)
+        require_shape(driven, "reference", len(prepared), STEPS, STATE_SIZE)
+        require_shape(masks, "reference masks", len(prepared), 5)
+    return torch.ops.irlvla.score(
+        prepared.data, prepared.offsets, scene_index, plans, source, dt, remove_touching, pdms, states, driven, masks, world_bytes
+    )
+
+
+def _world_bytes(prepared: Prepared) -> int:
+    least, most = torch.stack(torch.aminmax(prepared.world_bytes)).tolist()
+    if least == 0:
+        raise InputError("these scenes are not prepared for reactive traffic; use prepare(scenes, reactive=True)")
+    return int(most)
+
+
+def traffic(
+    scenes: Scene, states: Float[Tensor, "N 41 11"], scene_index: Int[Tensor, " N"], prepared: Prepared | None = None
+) -> tuple[Int[Tensor, " N+1"], Float[Tensor, "R 41 5"], Bool[Tensor, "R 41"]]:
+    """Reactive traffic around N simulated egos, each in the scene that `scene_index` names.
+
+    Vehicles are driven by IDM along their lanes as the devkit does it; all other agents stay as recorded. `prepared` is
+    `prepare(scenes, reactive=True)` and saves making it again.
+
+    Returns offsets (the agents of candidate i are rows o[i]:o[i+1], in the order of its scene), states (box centre x, y, heading,
+    vx, vy at 0, 0.1 ... 4 s) and where they exist.
+    """
+    states = as_tensor(states, "states", device=scenes.device)
+    scene_index = as_tensor(scene_index, "scene_index", torch.int64, states.device)
+    require_shape(states, "states", None, STEPS, STATE_SIZE)
+    require_shape(scene_index, "scene_index", states.shape[0])
+    prepared = prepare(scenes, reactive=True) if prepared is None else prepared
+    starts, counts = scenes.agent_offsets[:-1][scene_index], scenes.agent_offsets.diff()[scene_index]
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    rows = torch.arange(int(offsets[-1]), device=states.device) + (starts - offsets[:-1]).repeat_interleave(counts)
+    present = scenes.agent_valid[:, :STEPS].clone()
+    present[scenes.agent_kind == Kind.VEHICLE, 1:] = False
+    tracks, present = torch.ops.irlvla.traffic(
+        prepared.data,
+        prepared.offsets,
+        scene_index,
+        states,
+        offsets,
+        scenes.agent_state[rows, :STEPS].double(),
+        present[rows],
+        _world_bytes(prepared),
+    )
+    return offsets, tracks, present
 
 
 def __getattr__(name: str) -> Any:

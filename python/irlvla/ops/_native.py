@@ -17,6 +17,7 @@ from irlvla.errors import BuildError, InputError
 
 STEPS, STATE = 41, 11
 LIMIT = 1e8  #: metres; beyond it a double cannot resolve what the exact predicates need
+WORLDS_BYTES = 2**31  #: memory on a GPU for the traffic of candidates that are under way at once
 TIME_LIMIT = 2**53  #: microseconds; beyond it a double does not hold every one
 
 _threads: int | None = None
@@ -110,15 +111,18 @@ def _empty(like: Tensor, *shape: int, dtype: torch.dtype = torch.float64) -> Ten
     return torch.empty(shape, dtype=dtype, device=like.device)
 
 
-def prepare_arrays(arrays: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Byte offsets and bytes of prepared scenes, from the arrays of csrc/scene.h SceneArrays in that order, on the CPU."""
+def prepare_arrays(arrays: Mapping[str, Tensor], names: Sequence[str], *, reactive: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Byte offsets and bytes of prepared scenes, from the arrays of csrc/scene.h SceneArrays in that order, on the CPU.
+
+    And the bytes of working memory that reactive traffic takes for each candidate of each scene.
+    """
     sizes = len(names), arrays["history"].shape[1], arrays["agent_state"].shape[1]
     try:
-        data, offsets = _C.prepare(*sizes, [a.data_ptr() for a in arrays.values()], get_num_threads())
+        data, offsets, world_bytes = _C.prepare(*sizes, [a.data_ptr() for a in arrays.values()], reactive, get_num_threads())
     except ValueError as error:
         scene, _, problem = str(error).partition(":")
         raise InputError(f"scene {scene} ({names[int(scene)]!r}): {problem}") from None
-    return torch.from_numpy(offsets), torch.from_numpy(data)
+    return torch.from_numpy(offsets), torch.from_numpy(data), torch.from_numpy(world_bytes)
 
 
 def paint_over(images: Tensor, *drawing: Tensor) -> Tensor:
@@ -150,19 +154,61 @@ def _score(
     remove_touching: bool,
     pdms: bool,
     states: bool,
+    reference: Tensor | None,
+    reference_masks: Tensor | None,
+    world_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     require_finite(plans, "plans")
     n = len(plans)
     outputs = _score_outputs(plans, states)
     require_range(scene_index, "scene_index", 0, len(scene_offsets) - 2)
-    on_gpu = plans.device.type == "cuda"
-    scratch = _empty(plans, min(n, _C.MOTIONS_HELD) * _C.MOTION_BYTES if on_gpu else 0, dtype=torch.uint8)
+    scratch, held = _scratch(plans, n, _C.MOTION_BYTES, world_bytes)
     metrics, events, masks, simulated = outputs
     launch(
         "score", plans.device, n, scenes, scene_offsets, scene_index, source, plans, plans.shape[1], step, remove_touching, pdms,
-        metrics, events, masks, simulated if states else 0, scratch,
+        metrics, events, masks, simulated if states else 0, scratch, held,
+        0 if reference is None else reference, 0 if reference_masks is None else reference_masks, world_bytes,
     )  # fmt: skip
     return outputs
+
+
+def _scratch(like: Tensor, candidates: int, bytes_each: int, world_bytes: int) -> tuple[Tensor, int]:
+    """Working memory on a GPU, and for how many candidates at once; CPU threads have their own."""
+    most = min(_C.MOTIONS_HELD, max(WORLDS_BYTES // world_bytes, 1)) if world_bytes else _C.MOTIONS_HELD
+    held = max(min(candidates, most), 1)
+    return _empty(like, held * (bytes_each + world_bytes) if like.device.type == "cuda" else 0, dtype=torch.uint8), held
+
+
+def _traffic(
+    scenes: Tensor,
+    scene_offsets: Tensor,
+    scene_index: Tensor,
+    states: Tensor,
+    track_offsets: Tensor,
+    tracks: Tensor,
+    present: Tensor,
+    world_bytes: int,
+) -> tuple[Tensor, Tensor]:
+    require_finite(states, "states")
+    require_range(scene_index, "scene_index", 0, len(scene_offsets) - 2)
+    tracks, present = tracks.clone(), present.clone()
+    scratch, held = _scratch(states, len(states), 0, world_bytes)
+    launch(
+        "traffic",
+        states.device,
+        len(states),
+        scenes,
+        scene_offsets,
+        scene_index,
+        states,
+        track_offsets,
+        tracks,
+        present,
+        scratch,
+        held,
+        world_bytes,
+    )
+    return tracks, present
 
 
 def _score_outputs(plans: Tensor, states: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -231,8 +277,10 @@ def _time_to_collision(states: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
 library = torch.library.Library("irlvla", "DEF")
 
 #: Integer and boolean arguments; all other tensors are float64.
-_DTYPES = dict.fromkeys(("time_us", "scene_offsets", "scene_index", "shift", "edge_offsets"), torch.int64)
-_DTYPES |= {"valid": torch.bool, "scenes": torch.uint8}
+_DTYPES = dict.fromkeys(
+    ("time_us", "scene_offsets", "scene_index", "shift", "edge_offsets", "track_offsets", "reference_masks"), torch.int64
+)
+_DTYPES |= {"valid": torch.bool, "present": torch.bool, "scenes": torch.uint8}
 
 
 def _register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -260,9 +308,18 @@ _register(
 )
 _register(
     "score(Tensor scenes, Tensor scene_offsets, Tensor scene_index, Tensor plans, int source, float step, bool remove_touching, "
-    "bool pdms, bool states) -> (Tensor, Tensor, Tensor, Tensor)",
+    "bool pdms, bool states, Tensor? reference, Tensor? reference_masks, int world_bytes) -> (Tensor, Tensor, Tensor, Tensor)",
     _score,
-    lambda scenes, scene_offsets, scene_index, plans, source, step, remove_touching, pdms, states: _score_outputs(plans, states),
+    lambda scenes, scene_offsets, scene_index, plans, source, step, remove_touching, pdms, states, *reactive: _score_outputs(plans, states),
+)
+_register(
+    "traffic(Tensor scenes, Tensor scene_offsets, Tensor scene_index, Tensor states, Tensor track_offsets, Tensor tracks, Tensor present, "
+    "int world_bytes) -> (Tensor, Tensor)",
+    _traffic,
+    lambda scenes, scene_offsets, scene_index, states, track_offsets, tracks, present, world_bytes: (
+        torch.empty_like(tracks),
+        torch.empty_like(present),
+    ),
 )
 _register(
     "extended_comfort(Tensor states, Tensor previous, Tensor shift) -> (Tensor, Tensor)",

@@ -76,7 +76,7 @@ def _polygons(world: World) -> Iterator[Polygon]:
     for lane in roads.lanes:
         routed = lane.roadblock in route
         red = roads.signals[lane.signal].red[PAST : PAST + SCORED] if routed and lane.signal is not None else None
-        yield Polygon(lane.layer, [lane.polygon], routed, red)
+        yield Polygon(lane.layer, [lane.polygon], routed, red, lane.speed_limit, lane.centerline[:, :2])
     for block in sorted({lane.roadblock for lane in roads.lanes if lane.layer == Layer.LANE}):
         yield Polygon(Layer.ROADBLOCK, [roads.roadblocks[block]])
     for layer, rings in ((Layer.INTERSECTION, roads.intersections), (Layer.CARPARK, roads.carparks)):

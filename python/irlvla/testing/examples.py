@@ -144,6 +144,9 @@ def _scene(token: str, agents: int, generator: Generator) -> Scene:
         light_red=torch.zeros(0, STEPS, dtype=torch.bool),
         centerline_offsets=torch.tensor([0, len(line)]),
         centerline=_in_map(_straight(line)[:, :3], origin),
+        polygon_speed_limit=torch.tensor([13.9, 13.9, math.nan], dtype=torch.float64),
+        baseline_offsets=torch.tensor([0, len(line), 2 * len(line), 2 * len(line)]),
+        baseline=_in_map(torch.cat([_straight(line), _straight(line, torch.full_like(line, LANE))])[:, :2], origin),
     )
 
 
