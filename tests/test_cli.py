@@ -123,7 +123,11 @@ MISTAKES = {  # what the message must say: the place, what was given, what is ac
     "metrics=epdms": ["metrics: must be a list", "displacement, epdms", "got 'epdms'"],
     "metrics=[epdms,displacemnt]": ["metrics.1: no metric named 'displacemnt'. Did you mean 'displacement'?", "displacement, epdms"],
     "metrics=[3]": ["metrics.0: must name one of displacement, epdms", "got 3"],
-    "metrics=[{name: epdms, traffic: lgo}]": ["metrics.0.traffic: must be 'log', 'replay_all' or 'constant_velocity'", "'lgo'", "'log'?"],
+    "metrics=[{name: epdms, traffic: lgo}]": [
+        "metrics.0.traffic: must be 'log', 'replay_all', 'constant_velocity' or 'reactive'",
+        "'lgo'",
+        "'log'?",
+    ],
     "metrics=[{name: epdms, trafic: log}]": ["metrics.0.trafic: metric 'epdms' (irlvla ", "has no such field. Did you mean 'traffic'?"],
 }
 

@@ -90,6 +90,10 @@ def test_hook_irlvla_metrics(site: Site) -> None:
     provides(site, "metric")
 
 
+def test_hook_irlvla_benchmarks(site: Site) -> None:
+    provides(site, "benchmark")
+
+
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import random
 import subprocess
 import sys
@@ -161,6 +162,22 @@ class Reach(irlvla.Metric):
         return {"reach": plan.best().poses[:, -1, 0]}
 
 
+class Course(irlvla.Benchmark):
+    class Config(irlvla.Config):
+        scenes: int = 5
+
+    def settings(self) -> Any:
+        return {"data": {"name": "Roads", "scenes": self.config.scenes}, "traffic": "log"}
+
+
+class Simulator(irlvla.Benchmark):
+    def summarise(self, results: Any) -> Any:
+        try:
+            return {"routes": [{"file": str(path), "score": json.loads(path.read_text())["score"]} for path in results]}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise irlvla.FileError(f"{results[0]} holds no results: {error}") from error
+
+
 GOOD: dict[str, list[type[Component]]] = {
     "backbone": [Eyes],
     "reasoner": [Words],
@@ -169,6 +186,7 @@ GOOD: dict[str, list[type[Component]]] = {
     "rl_algorithm": [Climb],
     "dataset": [Roads],
     "metric": [Reach],
+    "benchmark": [Course, Simulator],
 }
 
 # -- and components that break it: each names the check that must find it, and a part of its message -------------------
@@ -697,6 +715,62 @@ class ReachOver(Reach):
         return super().__call__(scene, plan)
 
 
+# Benchmarks.
+
+
+@breaks("overrides_one_method", because="it overrides neither settings() nor summarise()")
+class CourseOfNothing(irlvla.Benchmark):
+    pass
+
+
+@breaks("overrides_one_method", because="it overrides both settings() and summarise()")
+class CourseOfBoth(Course):
+    def summarise(self, results: Any) -> Any:
+        return {}
+
+
+@breaks("settings_are_data", because="what JSON cannot hold")
+class CourseOfPaths(Course):
+    def settings(self) -> Any:
+        return {**super().settings(), "cache": Path("here")}
+
+
+@breaks("settings_are_data", because="settings() brings policies")
+class CourseWithDriver(Course):
+    def settings(self) -> Any:
+        return {**super().settings(), "policies": {"straight": "constant_velocity"}}
+
+
+@breaks("settings_repeat", because="returns something else the second time")
+class CourseAtRandom(Course):
+    def settings(self) -> Any:
+        return {**super().settings(), "seed": random.getrandbits(31)}
+
+
+@breaks("settings_choose_scenes", because="brings traffic and no data")
+class CourseNowhere(Course):
+    def settings(self) -> Any:
+        return {"traffic": "log"}
+
+
+@breaks("settings_choose_scenes", because="has no such field. Did you mean 'scenes'")
+class CourseMisspelt(Course):
+    def settings(self) -> Any:
+        return {"data": {"name": "Roads", "scenez": 3}}
+
+
+@breaks("tells_of_missing_results", because="which does not name the file")
+class SimulatorTerse(Simulator):
+    def summarise(self, results: Any) -> Any:
+        raise irlvla.FileError("no")
+
+
+@breaks("tells_of_missing_results", because="summarise() takes missing.json, expected an error")
+class SimulatorCareless(Simulator):
+    def summarise(self, results: Any) -> Any:
+        return {}
+
+
 # -- the kit -----------------------------------------------------------------------------------------------------------
 
 
@@ -732,6 +806,8 @@ test_planner = testing.planner_checks("Wheel", noise=0.5)
 test_planner_without_noise = testing.planner_checks("Straight")
 test_learned_reward = testing.reward_model_checks("Judge")
 test_measured_reward = testing.reward_model_checks("Ruler")
+test_benchmark = testing.benchmark_checks("Course", scenes=3)
+test_benchmark_elsewhere = testing.benchmark_checks("Simulator")
 test_algorithm = testing.rl_algorithm_checks("Climb", anchor=0.0)
 test_dataset = testing.dataset_checks("Roads", scenes=3)
 test_metric = testing.metric_checks("Reach")

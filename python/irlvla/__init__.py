@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from irlvla.checkpoint import save_pretrained as save_pretrained
     from irlvla.components import Algorithm as Algorithm
     from irlvla.components import Backbone as Backbone
+    from irlvla.components import Benchmark as Benchmark
     from irlvla.components import Config as Config
     from irlvla.components import Dataset as Dataset
     from irlvla.components import Metric as Metric
@@ -64,6 +65,7 @@ _NAMES = {
     "components": (
         "Algorithm",
         "Backbone",
+        "Benchmark",
         "Config",
         "Dataset",
         "Metric",

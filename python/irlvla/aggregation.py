@@ -81,7 +81,7 @@ def one_stage(
         order = sorted(range(count), key=lambda i: (log[i], time[i]))
         pairs = [(b, a) for a, b in itertools.pairwise(order) if log[a] == log[b] and time[b] - time[a] < LONGEST_GAP]
         ec = np.full(count, np.nan)
-        ec[[now for now, _ in pairs]] = _comfort(pairs, simulated, time, [f"{log[i]} at {time[i]:.3f} s" for i in range(count)])
+        ec[[now for now, _ in pairs]] = comfort_of(pairs, simulated, time, [f"{log[i]} at {time[i]:.3f} s" for i in range(count)])
         epdms = _with_ec(epdms, ec)
     columns = np.concatenate([epdms.values.numpy(), epdms.score().numpy()[:, None]], 1)
     return OneStage(epdms.ec, epdms.score(), torch.from_numpy(_mean(columns)))
@@ -119,7 +119,9 @@ def two_stage(
             raise InputError("two_stage: states come with the time stamp of each frame (time_us=)")
         pairs = [pair for group in groups for pair in (group.recorded, *group.followers)]
         ec = np.full(len(rows), np.nan)
-        comfort = _comfort(pairs, _shaped("states", states, (len(rows), STEPS, 11)), _seconds(time_us, len(rows)), list(map(repr, tokens)))
+        comfort = comfort_of(
+            pairs, _shaped("states", states, (len(rows), STEPS, 11)), _seconds(time_us, len(rows)), list(map(repr, tokens))
+        )
         for pair, value in zip(pairs, comfort, strict=True):
             ec[list(pair)] = value
         epdms = _with_ec(epdms, ec)
@@ -229,8 +231,17 @@ def _with_ec(epdms: Epdms, ec: Array) -> Epdms:
     return dataclasses.replace(epdms, values=put(epdms.values), raw=None if epdms.raw is None else put(epdms.raw))
 
 
-def _comfort(pairs: Sequence[tuple[int, int]], states: Array, time: Array, names: Sequence[str]) -> Array:
-    """Extended comfort of each (now, previous) pair of rows."""
+def comfort_of(pairs: Sequence[tuple[int, int]], states: Array, time: Array, names: Sequence[str]) -> Array:
+    """Extended comfort of each (now, previous) pair of rows.
+
+    Args:
+        states: simulated states "N 41 11".
+        time: of each row [s].
+        names: of the rows, for messages.
+
+    Raises:
+        InputError: a pair is not 0.1 to 0.5 s apart.
+    """
     from irlvla import ops
 
     now, previous = np.array(pairs, np.int64).reshape(-1, 2).T

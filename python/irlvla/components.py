@@ -8,7 +8,8 @@ scenes; frames and units are those of `irlvla.types`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
 
 import pydantic
@@ -18,7 +19,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from irlvla.errors import ContractError, InputError
+from irlvla.errors import ConfigError, ContractError, InputError
 from irlvla.types import Epdms, Features, Observation, Plan, Rollout, Scene, Trajectory
 
 # -- configuration -----------------------------------------------------------------------------------------------------
@@ -61,6 +62,9 @@ def pluggable(kind: str, default: Any = ..., description: str = "") -> Any:
     if kind not in KINDS:
         raise InputError(f"no kind {kind!r}; kinds are {', '.join(KINDS)}")
     return Field(default, description=description, json_schema_extra={"kind": kind})
+
+
+UNSET = "???"  #: the mark of a field that must be set elsewhere
 
 
 # -- contracts ---------------------------------------------------------------------------------------------------------
@@ -182,6 +186,10 @@ class Dataset(Component, torch.utils.data.Dataset[tuple[Observation, Scene, Traj
     def __getitem__(self, index: int) -> tuple[Observation, Scene, Trajectory]:
         """What the policy sees, the truth, and the human's drive."""
 
+    def token(self, index: int) -> str:
+        """The name of a scene without reading it, for when it cannot be read; "" = it is not known before."""
+        return ""
+
 
 class Metric(Component, ABC):
     """Measures plans. Built as `Class(config)`."""
@@ -193,8 +201,22 @@ class Metric(Component, ABC):
         """Values per scene by name; NaN = not measured."""
 
 
+class Benchmark(Component):
+    """A published comparison. Built as `Class(config)`; it overrides one of its methods, and reads no file until that is called."""
+
+    kind = "benchmark"
+
+    def settings(self) -> Mapping[str, Any]:
+        """What `evaluate` takes in it, as plain data: scenes, traffic, ...; what its user sets goes over these."""
+        raise ConfigError(f"{self} is driven elsewhere; give its result files: irlvla evaluate --benchmark NAME RESULTS...")
+
+    def summarise(self, results: Sequence[Path]) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """What result files of drives elsewhere come to: tables by title, of rows, each with its cells by column."""
+        raise ConfigError(f"{self} is driven here and takes no result files; say who drives: policies='{{mine: FOLDER}}'")
+
+
 KINDS: dict[str, type[Component]] = {
-    contract.kind: contract for contract in (Backbone, Reasoner, Planner, RewardModel, Algorithm, Dataset, Metric)
+    contract.kind: contract for contract in (Backbone, Reasoner, Planner, RewardModel, Algorithm, Dataset, Metric, Benchmark)
 }
 
 # -- policy ------------------------------------------------------------------------------------------------------------

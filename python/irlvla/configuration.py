@@ -31,11 +31,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from irlvla.components import Config
+from irlvla.benchmarks import completed
+from irlvla.components import UNSET, Config
 from irlvla.errors import ConfigError, FileError, IrlvlaError, MissingError, collecting, did_you_mean, raise_all
 from irlvla.registry import installed, kind_of
-
-UNSET = "???"  #: the mark of a field that must be set elsewhere
 
 C = TypeVar("C", bound=Config)
 Recipe = str | os.PathLike[str] | Mapping[str, Any] | None
@@ -53,13 +52,13 @@ def read(schema: type[C], recipe: Recipe = None, overrides: Iterable[str] = (), 
         PluginError: a component that is not there, or whose plugin cannot be used.
         ContractError: a component that is not what its kind demands.
     """
-    settings = merge(schema, recipe, overrides, section)
+    settings = completed(schema, merge(schema, recipe, overrides, section))
     raise_all([MissingError(f"{path}: needs a value; write {path}=...") for path in _unset(settings)])
     return installed().validate(schema, settings)  # type: ignore[return-value]
 
 
 def merge(schema: type[Config], recipe: Recipe, overrides: Iterable[str], section: str = "") -> dict[str, Any]:
-    """Recipe and overrides as plain data, interpolated, not yet checked. Raises as `read` does."""
+    """Recipe and overrides as plain data, interpolated, not yet checked, without what a benchmark brings. Raises as `read` does."""
     try:
         settings: Any = OmegaConf.to_container(_tree(recipe))
         within = section if section in settings else ""
@@ -246,6 +245,7 @@ def describe(schema: type[Config], settings: Mapping[str, Any]) -> str:
     """
     errors: list[IrlvlaError] = []
     with collecting(errors):
+        settings = completed(schema, settings)
         installed().validate(schema, _without_unset(settings))
     raise_all([error for error in errors if not isinstance(error, MissingError)])
     return "".join(f"{line}\n" for line in _fields(schema, _plain(settings)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from irlvla.components import Algorithm, Backbone, Dataset, Metric, Planner, Reasoner, RewardModel
+    from irlvla.components import Algorithm, Backbone, Benchmark, Dataset, Metric, Planner, Reasoner, RewardModel
     from irlvla.run import Run
 
 PROJECT = "irlvla"  #: name of the project for pluggy, and of the entry-point group
@@ -54,6 +54,11 @@ def irlvla_datasets() -> Mapping[str, type[Dataset] | str]:
 @hookspec
 def irlvla_metrics() -> Mapping[str, type[Metric] | str]:
     """Metrics: what `evaluate` measures of a plan."""
+
+
+@hookspec
+def irlvla_benchmarks() -> Mapping[str, type[Benchmark] | str]:
+    """Benchmarks: what `evaluate` is set to for a published comparison."""
 
 
 @hookspec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,16 @@ def write_results(path: Path, tokens: Sequence[str], result: Epdms) -> Path:
     return _write(path, [*COLUMNS], rows)
 
 
-def write_two_stages(path: Path, tokens: Sequence[str], result: Epdms, totals: TwoStage, second: Sequence[bool]) -> Path:
+def write_two_stages(
+    path: Path, tokens: Sequence[str], result: Epdms, totals: TwoStage, second: Sequence[bool], whole: bool = True
+) -> Path:
     """The table of a two-stage evaluation, with its last rows of aggregates.
 
     Args:
         result: values "N 9", with the extended comfort of the pairs.
         totals: the aggregates.
         second: of each frame whether it belongs to the second stage.
+        whole: whether the aggregates are of all groups.
     """
     values, scores = _numbers(tokens, result)
     blank = [np.nan] * len(METRICS)
@@ -51,9 +55,9 @@ def write_two_stages(path: Path, tokens: Sequence[str], result: Epdms, totals: T
     for token, row, score, later in zip(tokens, values, scores, second, strict=True):
         rows.append([token, np.isfinite(score), *(blank if later else row), *(row if later else blank), score])
     one, two, combined = (total.tolist() for total in (totals.stage_one, totals.stage_two, totals.combined))
-    rows.append([ONE, True, *one[:9], *blank, one[9]])
-    rows.append([TWO, True, *blank, *two[:9], two[9]])
-    rows.append([COMBINED, True, *one[:9], *two[:9], combined[9]])
+    rows.append([ONE, whole, *one[:9], *blank, one[9]])
+    rows.append([TWO, whole, *blank, *two[:9], two[9]])
+    rows.append([COMBINED, whole, *one[:9], *two[:9], combined[9]])
     return _write(path, [f"{name}_{stage}" for stage in ("stage_one", "stage_two") for name in COLUMNS], rows)
 
 
@@ -73,7 +77,8 @@ def read_results(path: Path) -> tuple[list[str], Array, Array]:
 def read_mapping(path: Path) -> Mapping[tuple[str, str], list[tuple[str, str]]]:
     """Which synthetic scenes continue which recorded pair (`reactive_all_mapping` of a split), as `irlvla.two_stage` takes it."""
     try:
-        entries = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        entries = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
         entries = entries["reactive_all_mapping"] if isinstance(entries, dict) else entries
         return {(str(now), str(before)): [(str(a), str(b)) for a, b in followers] for now, before, followers in entries}
     except FileNotFoundError as error:

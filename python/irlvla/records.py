@@ -45,6 +45,8 @@ class Polygon:
     rings: Sequence[Float[np.ndarray, "V 2"]]  # the shell, then holes; open or closed
     on_route: bool = False
     red: Bool[np.ndarray, "41"] | None = None  # when its light is red, for connectors that have one
+    speed_limit: float = float("nan")  # of lanes and connectors [m/s]; NaN = unknown
+    baseline: Float[np.ndarray, "M 2"] | None = None  # of lanes and connectors: the line that traffic follows
 
 
 def pack(
@@ -71,6 +73,7 @@ def pack(
         steps: S of the agents' states, also where there are no agents.
     """
     rings = [_open_ring(ring) for polygon in polygons for ring in polygon.rings]
+    baselines = [np.zeros((0, 2)) if polygon.baseline is None else polygon.baseline for polygon in polygons]
     lit = [(row, polygon.red) for row, polygon in enumerate(polygons) if polygon.red is not None]
 
     def numbers(values: Any, *shape: int) -> Tensor:
@@ -116,6 +119,9 @@ def pack(
         light_red=flags([red for _, red in lit], -1, 41),
         centerline_offsets=offsets([len(centerline)]),
         centerline=numbers(centerline, -1, 3),
+        polygon_speed_limit=numbers([polygon.speed_limit for polygon in polygons], -1),
+        baseline_offsets=offsets(map(len, baselines)),
+        baseline=numbers(np.concatenate(baselines) if baselines else [], -1, 2),
     )
 
 

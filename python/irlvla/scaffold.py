@@ -22,6 +22,7 @@ NOUNS = {  #: kinds, and what their templates are
     "rl_algorithm": "reinforce",
     "dataset": "road",
     "metric": "cornering",
+    "benchmark": "crossroads",
 }
 
 

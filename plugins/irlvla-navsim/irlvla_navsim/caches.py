@@ -1,7 +1,8 @@
 """NAVSIM's metric caches as scenes: what `run_metric_caching.py` of the devkit wrote, read without it.
 
 A cache holds what the score needs and no more: no previous frame (so no EC), no sensors. Its agents stand at 10 Hz already, its
-polygons are those around the car, and its PDM-Closed plan is the reference.
+polygons are those around the car, and its PDM-Closed plan is the reference. What reactive traffic follows, the baselines of lanes,
+is in the maps alone.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ from irlvla import FileError, Kind, Layer, Scene
 from irlvla.records import Agent, Polygon, pack
 from irlvla.types import REAR_AXLE_TO_CENTRE
 from irlvla_navsim.frames import enum_value, stub_box
-from irlvla_navsim.maps import Array, rings
+from irlvla_navsim.maps import Array, Map, find_map, read_map, rings
 from irlvla_navsim.pickles import Stub, read_pickle
 
 STEPS = 41
 RED = "red_light_"
 
 
-def read_cache(path: Path) -> Scene:
-    """The scene of a `metric_cache.pkl`. Raises `FileError` if it is damaged, hostile, or not of that kind."""
+def read_cache(path: Path, maps: Path | None = None) -> Scene:
+    """The scene of a `metric_cache.pkl`; with nuPlan's maps, its lanes have baselines.
+
+    Raises `FileError` if it is damaged, hostile, or not of that kind, or if its map is missing.
+    """
     cache = read_pickle(path)
     try:
-        return _scene(cache, path.parent.name)
+        city = None if maps is None else read_map(find_map(maps, str(cache.map_parameters.map_name)))
+        return _scene(cache, path.parent.name, city)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path} is no metric cache of NAVSIM v2: {type(error).__name__}: {error}") from error
 
@@ -40,7 +45,7 @@ def find_caches(root: Path) -> list[Path]:
     return files
 
 
-def _scene(cache: Stub, token: str) -> Scene:
+def _scene(cache: Stub, token: str, city: Map | None) -> Scene:
     ego = _state(cache.ego_state)
     history = cache.past_human_trajectory._arguments[0]
     human = None if cache.human_trajectory is None else np.asarray(cache.human_trajectory.poses, dtype=np.float64)
@@ -52,7 +57,7 @@ def _scene(cache: Stub, token: str) -> Scene:
         history_time_us=np.array([state._time_point.time_us for state in history]),
         history=np.array([_state(state)[:8] for state in history]),
         agents=_agents(boxes[:STEPS]),
-        polygons=list(_polygons(cache)),
+        polygons=list(_polygons(cache, city)),
         centerline=np.array([(pose.x, pose.y, pose.heading) for pose in cache.centerline._arguments[0]]),
         human=human,
         human_dt=0.5 if human is None else 4.0 / len(human),
@@ -86,14 +91,17 @@ def _agents(boxes: list[list[Stub]]) -> list[Agent]:
     return agents
 
 
-def _polygons(cache: Stub) -> Iterator[Polygon]:
+def _polygons(cache: Stub, city: Map | None) -> Iterator[Polygon]:
     tokens, layers, shapes = cache.drivable_area_map._arguments[:3]
     route, red = set(cache.route_lane_ids), _red(cache.observation)
     for token, layer, shape in zip(tokens, layers, shapes, strict=True):
         kind = Layer(enum_value(layer))
         lane = kind in (Layer.LANE, Layer.LANE_CONNECTOR)
+        steps = red.pop(token, None) if lane else None
+        known = city.lanes.get(str(token)) if city is not None and lane else None
+        limit, baseline = (float("nan"), None) if known is None else (known.speed_limit, known.baseline)
         for part in rings(shape):
-            yield Polygon(kind, part, lane and token in route, red.pop(token, None) if lane else None)
+            yield Polygon(kind, part, lane and token in route, steps, limit, baseline)
     shapes_of_red = {name: shape for maps in cache.observation._occupancy_maps for name, shape in zip(*maps._arguments[:2], strict=True)}
     for token, steps in red.items():  # a red connector further away than the map reaches
         for part in rings(shapes_of_red[f"{RED}{token}"]):

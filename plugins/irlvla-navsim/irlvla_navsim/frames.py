@@ -82,7 +82,7 @@ def read_log(path: Path) -> list[Frame]:
 
 def _frame(raw: dict[str, Any]) -> Frame:
     x, y = np.asarray(raw["ego2global_translation"], dtype=np.float64)[:2]
-    pose = np.array([x, y, _yaw(raw["ego2global_rotation"])])
+    pose = np.array([x, y, yaw_of(raw["ego2global_rotation"])])
     annotations = raw.get("anns")
     return Frame(
         token=str(raw["token"]),
@@ -101,7 +101,7 @@ def _frame(raw: dict[str, Any]) -> Frame:
     )
 
 
-def _yaw(quaternion: Any) -> float:
+def yaw_of(quaternion: Any) -> float:
     """Heading of a quaternion w x y z, as pyquaternion computes it."""
     w, x, y, z = np.asarray(quaternion, dtype=np.float64) / np.linalg.norm(np.asarray(quaternion, dtype=np.float64))
     return float(np.arctan2(2 * (w * z - x * y), 1 - 2 * (y * y + z * z)))

@@ -41,6 +41,11 @@ class Lane:
     connector: bool
     outgoing: list[str] = field(default_factory=list)
 
+    @property
+    def baseline(self) -> Array:
+        """The points of the baseline "L 2"."""
+        return self.path[:, :2]
+
 
 @dataclass(frozen=True)
 class Roadblock:

@@ -153,8 +153,9 @@ def _polygons(city: Map, route: Route, pose: Array, lights: Sequence[dict[str, b
     for block in nearby:
         for number in block.lanes:
             shown.add(number)
-            layer = Layer.LANE_CONNECTOR if block.connector else Layer.LANE
-            yield from _parts(layer, city.lanes[number].polygon, number in on_route, red.get(number))
+            layer, lane = Layer.LANE_CONNECTOR if block.connector else Layer.LANE, city.lanes[number]
+            for part in rings(lane.polygon):
+                yield Polygon(layer, part, number in on_route, red.get(number), lane.speed_limit, lane.baseline)
     patch = shapely.box(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS)
     for layer, shapes in ((Layer.INTERSECTION, city.intersections), (Layer.CARPARK, city.carparks)):
         for shape in shapes:

@@ -1,11 +1,14 @@
 """Which windows of the logs make a split: NAVSIM's official ones, or a scene filter of one's own.
 
-`splits.npz` holds facts of the devkit's configuration (its scene filters), at the commit that its entry `source` names.
+`splits.npz` and `mappings/` hold facts of the devkit's configuration (its scene filters, and which synthetic scenes continue which
+recorded ones), at the commit that their entry `source` names. `make_splits.py`, beside the package, writes them.
 """
 
 from __future__ import annotations
 
-from importlib import resources
+import functools
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,8 +19,12 @@ from pydantic import Field
 from irlvla import Config, FileError
 from irlvla.errors import did_you_mean
 
-SplitName = Literal["navtrain", "navtest", "navmini", "navhard_two_stage", "warmup_two_stage"]
+TwoStageName = Literal["navhard_two_stage", "warmup_two_stage"]
+SplitName = Literal["navtrain", "navtrain_train", "navtrain_val", "navtest", "navmini", TwoStageName]
+TWO_STAGES: tuple[str, ...] = get_args(TwoStageName)
 SPLITS: tuple[str, ...] = get_args(SplitName)
+PARTS = {"navtrain_train": "navtrain", "navtrain_val": "navtrain"}  #: splits that are the scenes of another one, from some of its logs
+FACTS = Path(__file__).parent
 
 
 class SceneFilter(Config):
@@ -51,12 +58,38 @@ def read_filter(path: Path) -> SceneFilter:
 
 def read_split(name: str) -> SceneFilter:
     """The windows of an official split; of two-stage ones those of the first stage."""
-    with resources.files(__package__).joinpath("splits.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as data:
-        history, future, interval = data[f"{name}_windows"].tolist()
+    with np.load(FACTS / "splits.npz", allow_pickle=False) as data:
+        whole = PARTS.get(name, name)
+        history, future, interval = data[f"{whole}_windows"].tolist()
         return SceneFilter(
             num_history_frames=history,
             num_future_frames=future,
             frame_interval=interval or None,
-            log_names=tuple(data[f"{name}_logs"].tolist()) or None,
-            tokens=frozenset(f"{token:016x}" for token in data[f"{name}_tokens"].tolist()),
+            log_names=tuple(data[f"{name}_logs"].tolist()),
+            tokens=frozenset(f"{token:016x}" for token in data[f"{whole}_tokens"].tolist()),
         )
+
+
+@functools.cache
+def folder_of(name: str) -> str:
+    """The part of the dataset that a split is cut from: mini, trainval or test."""
+    with np.load(FACTS / "splits.npz", allow_pickle=False) as data:
+        return str(data[f"{PARTS.get(name, name)}_folder"])
+
+
+@functools.cache
+def source() -> str:
+    """Where the facts are from: the devkit's repository and its commit."""
+    with np.load(FACTS / "splits.npz", allow_pickle=False) as data:
+        return str(data["source"])
+
+
+def mapping_of(name: str) -> Path:
+    """The file of an official two-stage split that says which synthetic scenes continue which recorded ones."""
+    return FACTS / "mappings" / f"{name}.json"
+
+
+def second_stage(name: str) -> frozenset[str]:
+    """The synthetic scenes of an official two-stage split."""
+    groups: Mapping[str, list[tuple[str, str, list[list[str]]]]] = json.loads(mapping_of(name).read_text())
+    return frozenset(token for _, _, pairs in groups["reactive_all_mapping"] for pair in pairs for token in pair)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyproj
 import shapely
+from PIL import Image
 
 ZONE = "EPSG:32611"
 ORIGIN = np.array([664_000.0, 3_997_000.0])  # in Las Vegas
@@ -177,4 +178,65 @@ def write_log(folder: Path, count: int = 20, name: str = "2021.05.12.22.00.38_ve
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.pkl"
     path.write_bytes(pickle.dumps(frames(count, name)))
+    return path
+
+
+def write_images(root: Path, raws: list[dict[str, Any]]) -> None:
+    """A small image of each camera of some frames, all of one colour: the row of the frame."""
+    for row, raw in enumerate(raws):
+        for camera in raw["cams"].values():
+            path = root / camera["data_path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (96, 54), (10 * row, 80, 160)).save(path, quality=95)
+
+
+def write_synthetic(folder: Path, token: str, present: int, shift: float, log: str, *, stored: int = 12) -> Path:
+    """A synthetic scene: the frames around a present one, the car `shift` metres further to the left, and what it sees with it."""
+    raws = frames(present + 9, log)[present - 3 : present - 3 + stored]
+    made = []
+    for row, raw in enumerate(raws):
+        anns, cams = raw["anns"], {name.lower(): camera for name, camera in raw["cams"].items()}
+        pose = np.array([*raw["ego2global_translation"][:2], 0.0]) + np.array([0.0, shift, 0.0])
+        status = {
+            "ego_pose": pose,
+            "ego_velocity": np.array(raw["ego_dynamic_state"][:2], np.float32),
+            "ego_acceleration": np.array(raw["ego_dynamic_state"][2:], np.float32),
+            "driving_command": raw["driving_command"],
+            "in_global_frame": True,
+        }
+        boxes = anns["gt_boxes"].copy()
+        boxes[:, 1] -= shift
+        annotations = {
+            "boxes": boxes,
+            "names": anns["gt_names"],
+            "velocity_3d": anns["gt_velocity_3d"],
+            "instance_tokens": anns["instance_tokens"],
+            "track_tokens": anns["track_tokens"],
+        }
+        made.append(
+            {
+                "token": token if row == 3 else raw["token"],
+                "timestamp": raw["timestamp"],
+                "roadblock_ids": raw["roadblock_ids"],
+                "traffic_lights": raw["traffic_lights"],
+                "annotations": annotations,
+                "ego_status": status,
+                "lidar_path": None,
+                "camera_dict": cams,
+            }
+        )
+    about = {
+        "log_name": log,
+        "scene_token": "scene",
+        "map_name": CITY,
+        "initial_token": token,
+        "num_history_frames": 4,
+        "num_future_frames": stored - 4,
+        "corresponding_original_scene": raws[-1]["token"],
+        "corresponding_original_initial_token": raws[0]["token"],
+    }
+    content = {"scene_metadata": about, "frames": made, "extended_traffic_light_data": None, "extended_detections_tracks": None}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{token}.pkl"
+    path.write_bytes(pickle.dumps(content))
     return path

@@ -84,6 +84,8 @@ def test_official_splits(root: Path) -> None:
     sizes = {name: (len(read_split(name).tokens or ()), len(read_split(name).log_names or ())) for name in SPLITS}
     assert sizes == {
         "navtrain": (103288, 1192),
+        "navtrain_train": (103288, 978),  # of which those of its logs
+        "navtrain_val": (103288, 214),
         "navtest": (12146, 136),
         "navmini": (396, 62),
         "navhard_two_stage": (450, 76),

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from irlvla.cli import checkup, data, plugins, training
+from irlvla.cli import checkup, data, evaluation, plugins, training
 from irlvla.cli.program import Program, version_of
-from irlvla.cli.stages import add_stage
+from irlvla.cli.stages import UNKNOWN_OPTIONS, add_stage
 
 app = typer.Typer(
     cls=Program,
@@ -109,24 +109,7 @@ add_stage(
       irlvla reinforce recipes/small.yaml out=runs/small-rl resume=true
     """,
 )
-add_stage(
-    app,
-    "evaluate",
-    "irlvla.stages.evaluation:evaluate",
-    """Let several policies drive in the same scenes, score them exactly, and report what is certain of the differences.
-
-    Writes RUN/report.html (one file, no network needed), RUN/summary.json, RUN/scores.csv (every value of every scene), RUN/official
-    (tables in the layout of the devkit) and RUN/plans. With resume=true a run that was stopped goes on.
-
-    Examples:
-
-      irlvla evaluate data.path=scenes/ data.name=cached policies='{straight: constant_velocity, human: human}'
-
-      irlvla evaluate recipes/small.yaml policies.mine.policy=runs/mine/checkpoints/best/model
-
-      irlvla evaluate recipes/small.yaml out=runs/evaluation resume=true
-    """,
-)
+app.command(context_settings=UNKNOWN_OPTIONS)(evaluation.evaluate)
 add_stage(
     app,
     "score",

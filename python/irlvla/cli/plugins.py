@@ -170,7 +170,9 @@ def new(
     folder: Annotated[Path, typer.Option(help="Where to put irlvla-NAME/.")] = Path(),
     kind: Annotated[
         str,
-        typer.Option(metavar="KIND", help="What it provides: backbone, reasoner, planner, reward_model, rl_algorithm, dataset or metric."),
+        typer.Option(
+            metavar="KIND", help="What it provides: backbone, reasoner, planner, reward_model, rl_algorithm, dataset, metric or benchmark."
+        ),
     ] = "planner",
 ) -> None:
     """Write a new plugin: a package that installs, works, and passes its checks.

@@ -18,6 +18,8 @@ PluginFiles = Annotated[
     list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A Python file to take as a plugin. May be given several times.")
 ]
 
+UNKNOWN_OPTIONS = {"ignore_unknown_options": True}  #: of a command, so that `_split` can say what was meant
+
 
 def add_stage(app: typer.Typer, name: str, target: str, help: str) -> None:
     """Add the command of a stage.
@@ -28,7 +30,7 @@ def add_stage(app: typer.Typer, name: str, target: str, help: str) -> None:
             its schema, and returns the directory of the run.
     """
 
-    @app.command(name, help=help, context_settings={"ignore_unknown_options": True})  # so that `_split` can say what was meant
+    @app.command(name, help=help, context_settings=UNKNOWN_OPTIONS)
     def command(
         recipe: Annotated[
             str | None,
@@ -43,13 +45,20 @@ def add_stage(app: typer.Typer, name: str, target: str, help: str) -> None:
             bool, typer.Option("--print-config", help="Print the recipe that would run, with type, default and help of every field.")
         ] = False,
     ) -> None:
-        _run(name, target, [*filter(None, [recipe]), *(fields or ())], plugin or (), print_config)
+        run_stage(name, target, [*filter(None, [recipe]), *(fields or ())], plugin or (), print_config)
 
 
-def _run(name: str, target: str, arguments: Iterable[str], plugins: Iterable[Path], print_config: bool) -> None:
+def run_stage(
+    name: str, target: str, arguments: Iterable[str], plugins: Iterable[Path], print_config: bool, options: Iterable[str] = ()
+) -> None:
+    """Run a stage with the recipe and the overrides among the arguments, or print what would run.
+
+    Args:
+        options: that its command has beside those of all, for who misspells one.
+    """
     from irlvla import configuration
 
-    recipe, overrides = _split(arguments)
+    recipe, overrides = _split(arguments, options)
     add_plugins(plugins)
     stage = pkgutil.resolve_name(target)
     schema = typing.get_type_hints(stage)["config"]
@@ -92,13 +101,13 @@ def add_plugins(files: Iterable[Path]) -> None:
         installed().add_file(file)
 
 
-def _split(arguments: Iterable[str]) -> tuple[str | None, list[str]]:
+def _split(arguments: Iterable[str], options: Iterable[str]) -> tuple[str | None, list[str]]:
     """The recipe and the overrides, FIELD=VALUE. A path may hold "=" after a folder: runs/lr=3/config.yaml."""
     recipe, overrides = None, []
     for argument in arguments:
         field, equals, _ = argument.partition("=")
         if argument.startswith("-"):
-            near = did_you_mean(field, ["--plugin", "--print-config", "--help"])
+            near = did_you_mean(field, [*options, "--plugin", "--print-config", "--help"])
             raise ConfigError(f"there is no option {field}. {near}A field is set without dashes: {field.lstrip('-')}=VALUE")
         if equals and "/" not in field:
             overrides.append(argument)

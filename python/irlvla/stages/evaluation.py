@@ -28,6 +28,7 @@ from irlvla.stages.caching import cached
 from irlvla.stages.driving import Driver, DriverConfig, load_reward
 from irlvla.stages.evaluation_data import Measured, Reading, StagedScenes, cause_of, read_each
 from irlvla.stages.measurement import Record, gather, means_of, measure
+from irlvla.stages.provenance import write_provenance
 from irlvla.stages.results import Facts, write_results
 from irlvla.types import STEPS, Plan, Scene
 
@@ -51,12 +52,13 @@ class SecondStageConfig(Config):
     """The second stage of a two-stage benchmark."""
 
     data: Spec = pluggable("dataset", description="its scenes")
-    mapping: Path = Field(description="which of them continue which pair of the first stage: a split of the devkit (YAML)")
+    mapping: Path = Field(description="which of them continue which pair of the first stage: a split of the devkit (YAML, JSON)")
 
 
 class EvaluateConfig(RunConfig):
     """Settings of `evaluate`."""
 
+    benchmark: Spec | None = pluggable("benchmark", None, description="a published comparison, which sets what is not set here")
     data: Spec = pluggable("dataset", description="scenes to drive in")
     second_stage: SecondStageConfig | None = Field(None, description="scenes that continue those, for two-stage totals; null = one stage")
     cache: Path | None = Field(None, description="folder where scenes are kept as shards, made once; null = made or read anew")
@@ -74,6 +76,8 @@ class EvaluateConfig(RunConfig):
     batch: int = Field(32, ge=1, description="scenes at once; of so many the latency is told")
     workers: int = Field(0, ge=0, description="processes that read the scenes; 0 = the main one")
 
+    about: dict[str, str] = Field({}, description="what a benchmark says of itself, for who reads the results")
+
     may_change = RunConfig.may_change | {"workers", "cache", "resamples", "gallery", "subject", "baseline"}
 
 
@@ -81,7 +85,8 @@ def evaluate(config: EvaluateConfig) -> Path:
     """Drive in every scene; return the directory of the run.
 
     It holds report.html; summary.json (means with intervals, differences, failures); scores.csv (every value of every scene);
-    official/NAME.csv (the tables of the devkit); plans/NAME.safetensors (what was driven). A scene that fails is listed with its
+    official/NAME.csv and official/legacy/NAME.csv (the tables of the devkit, with both human filters); official/provenance.json (of what
+    they are: benchmark, settings, versions); plans/NAME.safetensors (what was driven). A scene that fails is listed with its
     cause, and the others count. A run that was stopped goes on with the scenes that come next.
 
     Raises:
@@ -108,6 +113,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         if run.is_main:
             summary = write_results(run.directory, done.in_order(), _facts(config, scenes), config.resamples, config.seed)
             run.log(len(scenes), _logged(summary))
+            summary["provenance"] = write_provenance(run.directory, config, summary)
             write_report(run.directory, summary, scenes, config.gallery)
             write_whole(run.directory / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return run.directory
@@ -158,8 +164,7 @@ class Measurement:
 
     def __call__(self, reading: Reading) -> list[Record]:
         """A record for each scene, with what each driver did there, or why it failed."""
-        records: list[Record] = [{"row": row, "token": f"#{row}", "error": why} for row, why in reading.unread.items()]
-        batch = reading.batch
+        records, batch = list(reading.unread), reading.batch
         if batch is None:
             return records
         found = {name: self._attempt(name, batch) for name in self.drivers}

@@ -38,6 +38,11 @@ class StagedScenes:
     def __getitem__(self, row: int) -> tuple[Observation, Scene, Trajectory]:
         return self.stages[0][row] if row < self.first else self.stages[1][row - self.first]
 
+    def token(self, row: int) -> str:
+        """The name of a scene, without reading it; "#7" if only reading tells."""
+        known = self.stages[0].token(row) if row < self.first else self.stages[1].token(row - self.first)
+        return known or f"#{row}"
+
     def __str__(self) -> str:
         return " and ".join(map(str, self.stages))
 
@@ -46,7 +51,7 @@ class Reading(NamedTuple):
     """What became of some rows: those that can be read, and why the others cannot."""
 
     batch: SceneBatch | None
-    unread: dict[int, str]
+    unread: list[Record]  # with row, token and error
 
 
 def read_each(scenes: StagedScenes, rows: Sequence[int]) -> Reading:
@@ -55,16 +60,16 @@ def read_each(scenes: StagedScenes, rows: Sequence[int]) -> Reading:
     try:
         batch = read(cast(Dataset, scenes), rows)
         if isinstance(batch, SceneBatch):
-            return Reading(batch, {})
+            return Reading(batch, [])
         mistake = batch
     except Exception as error:
         mistake = error
     if len(rows) == 1:
-        return Reading(None, {rows[0]: cause_of(mistake)})
-    unread = {row: why for row in rows for why in read_each(scenes, [row]).unread.values()}
+        return Reading(None, [{"row": rows[0], "token": scenes.token(rows[0]), "error": cause_of(mistake)}])
+    unread = [record for row in rows for record in read_each(scenes, [row]).unread]
     if not unread:
         raise mistake
-    readable = [row for row in rows if row not in unread]
+    readable = [row for row in rows if row not in {record["row"] for record in unread}]
     return Reading(read_each(scenes, readable).batch if readable else None, unread)
 
 

@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from irlvla import leaderboard, ops
-from irlvla.aggregation import COLUMNS, TwoStage, TwoStageMapping, endpoints, one_stage, two_stage
+from irlvla.aggregation import COLUMNS, LONGEST_GAP, TwoStage, TwoStageMapping, comfort_of, endpoints, two_stage
 from irlvla.files import write_whole
 from irlvla.report import OFFICIAL, PLANS, SCORES, SUMMARY
 from irlvla.stages.measurement import Record
@@ -25,10 +25,10 @@ from irlvla.stages.resampling import differences, intervals
 from irlvla.types import METRICS, Epdms, Pdms, Plan
 
 PDMS = tuple(f"pdms_{name}" for name in ("nc", "dac", "ep", "ttc", "comfort", "ddc"))
-SAME = np.array([0.05, 0.5, 0.5])  # what a frame may lie beside the previous one of another: time [s], place [m]
-
 Array = NDArray[np.float64]
 Filter = Literal["fixed", "legacy"]
+FOLDERS: Mapping[Filter, str] = {"fixed": OFFICIAL, "legacy": f"{OFFICIAL}/legacy"}  #: of the official tables, by human filter
+SAME = np.array([0.05, 0.5, 0.5])  # what a frame may lie beside the previous one of another: time [s], place [m]
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Drives:
         latency: seconds per scene.
     """
 
-    def __init__(self, records: Sequence[Record], name: str) -> None:
+    def __init__(self, records: Sequence[Record], name: str, mapping: TwoStageMapping) -> None:
         self.records = records
         self.found = [record.get("policies", {}).get(name, record) for record in records]
         self.driven = np.array(["error" not in one for one in self.found])
         self.tokens = [record["token"] for record in records]
-        self.ec = self._extended_comfort()
+        self.ec = self._extended_comfort(mapping)
         fixed = self.result("fixed")
         self.columns = {"epdms": fixed.score().numpy(), **dict(zip(METRICS, fixed.values.T.numpy(), strict=True))}
         self.columns["epdms_legacy"] = self.result("legacy").score().numpy()
@@ -73,7 +73,7 @@ class Drives:
         return np.array([one.get(field) or [np.nan] * width for one in self.found], np.float64).reshape(-1, width)
 
     def result(self, human_filter: Filter) -> Epdms:
-        """Sub-metrics "N 9", with extended comfort where the frame before was driven too."""
+        """Sub-metrics "N 9", with extended comfort where the other frame of the pair was driven too."""
         values, raw = (torch.from_numpy(self._rows(field, len(METRICS))) for field in ("values", "raw"))
         for tensor in (values, raw):
             tensor[:, -1] = self.ec
@@ -93,25 +93,39 @@ class Drives:
         plan = self.plan()
         return ops.simulate(plan.poses[rows, 0], self._facts("ego", rows), self._facts("time_us", rows), plan.dt)
 
-    def _extended_comfort(self) -> Tensor:
-        """EC "N": of frames whose previous frame (0.5 s before) is among the scenes, and was driven by the same policy."""
-        found = torch.full((len(self.found),), torch.nan, dtype=torch.float64)
+    def _extended_comfort(self, mapping: TwoStageMapping) -> Tensor:
+        """EC "N". In two stages of both frames of a pair of the mapping; in one of a frame whose previous one (0.5 s before) is there."""
+        found = np.full(len(self.found), np.nan)
         rows = np.flatnonzero(self.driven).tolist()
-        links = _previous([self.records[row] for row in rows])
-        if links:
-            values = self._rows("raw", len(METRICS))[rows]
-            chain = _chains(links, len(rows))
-            stages = one_stage(values, states=self._states(rows), log=chain, time_us=self._facts("time_us", rows))
-            found[rows] = stages.ec
-        return found
+        time = self._facts("time_us", rows).double().numpy() * 1e-6
+        if mapping:
+            place = {self.tokens[row]: number for number, row in enumerate(rows)}
+            named = [pair for key, rest in mapping.items() for pair in (key, *rest)]
+            pairs = [(place[now], place[then]) for now, then in named if now in place and then in place]
+        else:
+            links = _previous([self.records[row] for row in rows])
+            pairs = [(now, then) for now, then in links.items() if 0.0 < time[now] - time[then] < LONGEST_GAP]
+        if pairs:
+            tokens = [self.tokens[row] for row in rows]
+            comfort = comfort_of(pairs, self._states(rows).numpy(), time, tokens)
+            for (now, then), value in zip(pairs, comfort.tolist(), strict=True):
+                found[rows[now]] = value
+                found[rows[then if mapping else now]] = value
+        return torch.from_numpy(found)
 
-    def two_stages(self, mapping: TwoStageMapping, human_filter: Filter) -> tuple[TwoStage, list[int], int]:
-        """The aggregates over the groups that were driven whole, the rows of the scenes, and how many groups were not."""
+    def two_stages(self, mapping: TwoStageMapping, human_filter: Filter) -> tuple[TwoStage, int]:
+        """The aggregates over the groups that were driven whole, and how many groups were not.
+
+        Where none was, they are NaN.
+        """
         rows = np.flatnonzero(self.driven).tolist()
         known = {self.tokens[row] for row in rows}
         whole = {key: rest for key, rest in mapping.items() if known.issuperset({*key, *itertools.chain(*rest)})}
         named = {token for key, rest in whole.items() for token in {*key, *itertools.chain(*rest)}}
         rows = [row for row in rows if self.tokens[row] in named]
+        if not whole:
+            nothing = torch.full((len(COLUMNS),), torch.nan, dtype=torch.float64)
+            return TwoStage(*(nothing[:0],) * 3, nothing[None, :][:0], *(nothing,) * 3), len(mapping)
         plan, ego = self.plan(), self._facts("ego", rows)
         totals = two_stage(
             whole,
@@ -119,10 +133,8 @@ class Drives:
             self.result(human_filter)[rows],
             start=ego[:, :2],
             endpoint=endpoints(plan.poses[rows, 0], ego),
-            states=self._states(rows),
-            time_us=self._facts("time_us", rows),
         )
-        return totals, rows, len(mapping) - len(whole)
+        return totals, len(mapping) - len(whole)
 
 
 def _previous(records: Sequence[Record]) -> dict[int, int]:
@@ -136,23 +148,12 @@ def _previous(records: Sequence[Record]) -> dict[int, int]:
     return {now: then for now, then in zip(known.tolist(), found.tolist(), strict=True) if then not in (now, len(place))}
 
 
-def _chains(links: Mapping[int, int], count: int) -> list[str]:
-    """A name for each frame, the same for those that follow each other."""
-    first = list(range(count))
-    for now in range(count):
-        then = now
-        while then in links:
-            then = links[then]
-        first[now] = then
-    return [str(frame) for frame in first]
-
-
 # -- totals ------------------------------------------------------------------------------------------------------------
 
 
 def write_results(directory: Path, records: Sequence[Record], facts: Facts, resamples: int, seed: int) -> dict[str, Any]:
     """Write the tables and the plans; return what is told of them, as JSON can hold it."""
-    drives = {name: Drives(records, name) for name in facts.sources}
+    drives = {name: Drives(records, name, facts.mapping) for name in facts.sources}
     columns = list(dict.fromkeys(name for one in drives.values() for name in one.columns))
     tables = {name: _table(one, columns) for name, one in drives.items()}
     summary: dict[str, Any] = {
@@ -215,27 +216,24 @@ def _latency(seconds: Array) -> dict[str, float | None]:
 
 
 def _write_tables(directory: Path, name: str, drives: Drives, facts: Facts) -> dict[str, Any] | None:
-    """The official table and the plans of a policy; returns two-stage totals, if there are two stages."""
-    for folder in (OFFICIAL, PLANS):
+    """The official tables and the plans of a policy; returns two-stage totals, if there are two stages."""
+    for folder in (*FOLDERS.values(), PLANS):
         (directory / folder).mkdir(exist_ok=True)
     drives.plan().save(directory / PLANS / f"{name}.safetensors")
-    path = directory / OFFICIAL / f"{name}.csv"
-    if not facts.mapping:
-        leaderboard.write_results(path, drives.tokens, drives.result("fixed"))
-        return None
     totals: dict[str, Any] = {}
-    for human_filter in ("fixed", "legacy"):
-        found, rows, left_out = drives.two_stages(facts.mapping, human_filter)
+    for human_filter, folder in FOLDERS.items():
+        path, result = directory / folder / f"{name}.csv", drives.result(human_filter)
+        if not facts.mapping:
+            leaderboard.write_results(path, drives.tokens, result)
+            continue
+        found, left_out = drives.two_stages(facts.mapping, human_filter)
         for stage in ("combined", "stage_one", "stage_two"):
-            values = dict(zip(COLUMNS, getattr(found, stage).tolist(), strict=True))
-            totals.setdefault(stage, {})[human_filter] = values
+            values = [None if np.isnan(value) else value for value in getattr(found, stage).tolist()]
+            totals.setdefault(stage, {})[human_filter] = dict(zip(COLUMNS, values, strict=True))
         totals |= {"groups": len(facts.mapping) - left_out, "left_out": left_out}
-        if human_filter == "fixed":
-            result = drives.result("fixed")[rows]
-            result.values[:, -1] = found.ec
-            tokens = [drives.tokens[row] for row in rows]
-            leaderboard.write_two_stages(path, tokens, result, found, [row >= facts.first for row in rows])
-    return totals
+        second = [record["row"] >= facts.first for record in drives.records]
+        leaderboard.write_two_stages(path, drives.tokens, result, found, second, whole=not left_out)
+    return totals or None
 
 
 def _write_scores(path: Path, drives: Mapping[str, Drives], columns: Sequence[str]) -> None:

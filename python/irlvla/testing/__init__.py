@@ -23,13 +23,14 @@ from packaging.utils import canonicalize_name
 from irlvla import hooks
 from irlvla.errors import ContractError, InputError, IrlvlaError, PluginError, did_you_mean
 from irlvla.registry import Entry, Plugin, installed
-from irlvla.testing import data, learning, policies
+from irlvla.testing import comparisons, data, learning, policies
 from irlvla.testing.examples import example_features, example_observation, example_plan, example_scene
 from irlvla.testing.subject import Check, Skip, Subject, make
 
 __all__ = [
     "Result",
     "backbone_checks",
+    "benchmark_checks",
     "check",
     "check_plugin",
     "dataset_checks",
@@ -64,6 +65,7 @@ KITS = {
     "rl_algorithm": learning.IMPROVEMENT,
     "dataset": data.DATA,
     "metric": data.MEASUREMENT,
+    "benchmark": comparisons.COMPARISON,
 }
 
 
@@ -184,10 +186,15 @@ def metric_checks(name: str, /, **settings: Any) -> Callable[..., None]:
     return _tests("metric", name, settings)
 
 
+def benchmark_checks(name: str, /, **settings: Any) -> Callable[..., None]:
+    """As `backbone_checks`, for a benchmark; on the CPU only."""
+    return _tests("benchmark", name, settings)
+
+
 def _tests(kind: str, name: str, settings: Mapping[str, Any]) -> Callable[..., None]:
     import pytest
 
-    devices = ["cpu", "cuda"] if kind != "dataset" and torch.cuda.is_available() else ["cpu"]
+    devices = ["cpu", "cuda"] if kind not in ("dataset", "benchmark") and torch.cuda.is_available() else ["cpu"]
     cases = [pytest.param(one, device, id=f"{one.__name__}-{device}") for device in devices for one in KITS[kind].checks]
 
     @pytest.mark.parametrize(("one", "device"), cases)
