@@ -87,9 +87,8 @@ def seconds(work: Callable[[], Any]) -> float:
 def report(result: dict[str, Any]) -> None:
     print(f"{result['scenes']} scenes of {result['vehicles']:.1f} vehicles, {result['candidates']} candidates each")
     for kind, rate in result["rates"].items():
-        print(
-            f"{kind:9} {rate:10,.0f} candidates/s and core, {1e6 / rate:6.1f} us each; prepare {1e3 * result['prepare'][kind]:.2f} ms a scene"
-        )
+        each, prepare = 1e6 / rate, 1e3 * result["prepare"][kind]
+        print(f"{kind:9} {rate:10,.0f} candidates/s and core, {each:6.1f} us each; prepare {prepare:.2f} ms a scene")
     print(f"reactive keeps {result['ratio']:.3f} of the throughput of log replay (wanted {WANTED})")
     print(f"the slow reference takes {result['slow']:.2f} s for the traffic of a candidate")
 

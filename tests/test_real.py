@@ -194,6 +194,9 @@ def devkit_scene(recorded, moving=False):
         ring_offsets=torch.tensor([0]),
         point_offsets=torch.tensor([0]),
         points=torch.zeros(0, 2, dtype=torch.float64),
+        polygon_speed_limit=None,
+        baseline_offsets=None,
+        baseline=None,
     )
     return scene, states
 

@@ -112,7 +112,8 @@ def test_objects_and_people_stay_as_recorded() -> None:
     offsets, tracks, present = ops.traffic(scene, states, torch.arange(2))
     assert offsets.tolist() == scene.agent_offsets.tolist()
     others = scene.agent_kind != Kind.VEHICLE
-    assert torch.equal(tracks[others], scene.agent_state[others, :41]) and torch.equal(present[others], scene.agent_valid[others, :41])
+    assert torch.equal(tracks[others], scene.agent_state[others, :41])
+    assert torch.equal(present[others], scene.agent_valid[others, :41])
     assert not torch.equal(tracks[~others], scene.agent_state[~others, :41])
 
 
@@ -148,5 +149,7 @@ def test_files_without_baselines_load(tmp_path: Path) -> None:
         tensors = {name: stream.get_tensor(name) for name in stream.keys() if "baseline" not in name and name != "polygon_speed_limit"}  # noqa: SIM118
     safetensors.torch.save_file(tensors, path, {"irlvla": f"Scene {_checksum(fields, tensors)} {fields}"})
     old = Scene.load(path)
-    assert old.baseline.shape == (0, 2) and old.baseline_offsets.tolist() == [0, 0, 0, 0] and bool(old.polygon_speed_limit.isnan().all())
+    assert old.baseline.shape == (0, 2)
+    assert old.baseline_offsets.tolist() == [0, 0, 0, 0]
+    assert bool(old.polygon_speed_limit.isnan().all())
     assert len(Scene.cat([old, scene])) == 2

@@ -262,7 +262,7 @@ def test_exact_reward_by_hand():
 
 
 def test_exact_reward_rejects_settings():
-    with pytest.raises(ConfigError, match=r"reward_model.traffic: .*'log', 'replay_all' or 'constant_velocity', got 'logs'"):
+    with pytest.raises(ConfigError, match=r"reward_model.traffic: .*'log', 'replay_all', 'constant_velocity' or 'reactive', got 'logs'"):
         irlvla.build("reward_model", {"name": "exact", "traffic": "logs"})
 
 

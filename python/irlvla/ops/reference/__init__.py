@@ -17,7 +17,7 @@ Poses are (x, y, heading), states have the columns of `StateIndex`; metres, radi
 
 from __future__ import annotations
 
-from irlvla.ops.reference import traffic
+from irlvla.ops.reference import traffic as traffic
 from irlvla.ops.reference.metrics import (
     AHEAD,
     BEHIND,
