@@ -125,9 +125,10 @@ __global__ void __launch_bounds__(kThreads) judge(ScoreTask task, int64_t first,
   __syncwarp();
   enclose(track, warp);
   __syncwarp();
-  if (!task.reference) return evaluate(task, scene, nullptr, track, motion.comfort, motion.plain, first + local, warp);
-  const World world = world_in(scene, worlds_of(task) + local * task.world_bytes);
-  evaluate(task, scene, &world, track, motion.comfort, motion.plain, first + local, warp);
+  World world{};
+  if (task.reference) world = world_in(scene, worlds_of(task) + local * task.world_bytes);
+  evaluate(task, scene, task.reference ? &world : nullptr, track, motion.comfort, motion.plain, first + local, warp);
+  if (!task.reference) return;
   const int64_t index = task.scene_index[first + local];
   __syncwarp();
   place_reference(task, scene, index, track, warp);

@@ -8,8 +8,10 @@
 
 #ifdef __CUDACC__
 #define IRLVLA_HD __host__ __device__ inline
+#define IRLVLA_HD_CALLED __noinline__ IRLVLA_HD  // too large for a compiler of GPU code to inline wherever it is called
 #else
 #define IRLVLA_HD inline
+#define IRLVLA_HD_CALLED inline
 #endif
 
 #ifndef IRLVLA_ISA

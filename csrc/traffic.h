@@ -84,7 +84,7 @@ template <class Most, class Visit> IRLVLA_HD bool each_pair(const Ring& a, const
 }
 
 /// Two closed regions share a point.
-IRLVLA_HD bool rings_touch(const Ring& a, const Ring& b) {
+IRLVLA_HD_CALLED bool rings_touch(const Ring& a, const Ring& b) {
   if (a.size == 0 || b.size == 0 || !meets(a.bounds, b.bounds)) return false;
   const bool cross = each_pair(a, b, [] { return 0.0; }, [](const Edge& e, const Edge& f) {
     return segments_touch(e.x0, e.y0, e.x1, e.y1, f.x0, f.y0, f.x1, f.y1);
@@ -93,7 +93,7 @@ IRLVLA_HD bool rings_touch(const Ring& a, const Ring& b) {
 }
 
 /// Distance between two regions that share no point, as far as it is below `most`.
-IRLVLA_HD double rings_distance(const Ring& a, const Ring& b, double most) {
+IRLVLA_HD_CALLED double rings_distance(const Ring& a, const Ring& b, double most) {
   if (a.size == 0 || b.size == 0 || gap2(a.bounds, b.bounds) > most * most) return most;
   each_pair(a, b, [&] { return most * most; }, [&](const Edge& e, const Edge& f) {
     most = smaller(most, smaller(segment_distance(f, e.x0, e.y0), segment_distance(f, e.x1, e.y1)));
@@ -216,7 +216,7 @@ IRLVLA_HD bool outline_side(const Part& part, bool backwards, Outline& out) {
   return true;
 }
 
-IRLVLA_HD void buffer(const Part& part, double distance, Ring& ring) {
+IRLVLA_HD_CALLED void buffer(const Part& part, double distance, Ring& ring) {
   ring.size = 0, ring.bounds = nothing();
   Outline out{ring, distance};
   if (outline_side(part, false, out)) outline_side(part, true, out);
@@ -335,7 +335,7 @@ IRLVLA_HD void start(const PackedScene& scene, World& world) {
 }
 
 /// What a vehicle occupies now: at first its box on the line of its lane, then its footprint along the path.
-IRLVLA_HD void settle(const PackedScene& scene, const Vehicle& vehicle, Driver& d) {
+IRLVLA_HD_CALLED void settle(const PackedScene& scene, const Vehicle& vehicle, Driver& d) {
   if (d.region_step == d.step) return;
   const Path path = path_of(scene, vehicle);
   d.pose = path.pose(path.clamp(d.progress));
@@ -366,7 +366,7 @@ struct Lead {
   }
 };
 
-IRLVLA_HD double region_distance(Driver& a, Corners& box, const Ring& strip, double most) {
+IRLVLA_HD_CALLED double region_distance(Driver& a, Corners& box, const Ring& strip, double most) {
   const Ring own = ring_of(a.box), other = ring_of(box);
   if (rings_touch(own, other) || rings_touch(own, strip) || rings_touch(a.strip, other) || rings_touch(a.strip, strip)) return 0.0;
   most = rings_distance(own, other, most);
@@ -444,7 +444,7 @@ IRLVLA_HD const Bounds& extent(const PackedScene& scene, World& world, int u) {
 IRLVLA_HD bool may_meet(const Vehicle& vehicle, int u) { return (vehicle.near >> (u & 63)) & 1; }
 
 /// Whether a box, or a strip with the same bounds, lies in a vehicle's way: touches the outline of its path ahead.
-IRLVLA_HD bool in_way(World& world, const Part& ahead, double half_width, const Bounds& bounds, Corners& box, const Ring* strip) {
+IRLVLA_HD_CALLED bool in_way(World& world, const Part& ahead, double half_width, const Bounds& bounds, Corners& box, const Ring* strip) {
   const Stretch stretch = stretch_near(ahead, bounds, half_width + 0.01);
   if (stretch.last < 0) return false;
   if (surely_covers(ahead, stretch, half_width, 0.5 * (box.x[0] + box.x[2]), 0.5 * (box.y[0] + box.y[2]))) return true;
@@ -466,7 +466,7 @@ IRLVLA_HD Part path_ahead(const PackedScene& scene, const World& world, int v) {
 }
 
 /// One step of a vehicle. Returns which others lie in its way (bit u % 64).
-IRLVLA_HD uint64_t drive(const PackedScene& scene, World& world, int v, Sight* ego) {
+IRLVLA_HD_CALLED uint64_t drive(const PackedScene& scene, World& world, int v, Sight* ego) {
   const Vehicle& vehicle = scene.at(scene.vehicle)[v];
   Driver& d = world.driver[v];
   const Path path = path_of(scene, vehicle);
@@ -496,7 +496,7 @@ IRLVLA_HD uint64_t drive(const PackedScene& scene, World& world, int v, Sight* e
 }
 
 /// Vehicles (bit v % 64) whose path the ego's box may touch.
-IRLVLA_HD uint64_t watched(const PackedScene& scene, const Sight& ego) {
+IRLVLA_HD_CALLED uint64_t watched(const PackedScene& scene, const Sight& ego) {
   const Bounds& b = ego.ring.bounds;
   const double x0 = (b.x0 - scene.watch_x) / kWatchCell, x1 = (b.x1 - scene.watch_x) / kWatchCell;
   const double y0 = (b.y0 - scene.watch_y) / kWatchCell, y1 = (b.y1 - scene.watch_y) / kWatchCell;
@@ -523,7 +523,7 @@ IRLVLA_HD uint64_t watched(const PackedScene& scene, const Sight& ego) {
 }
 
 /// Whether the ego, or what it changed, matters to a vehicle at step t. `changed` and `seen` have a bit for each vehicle, v % 64.
-IRLVLA_HD bool concerned(const PackedScene& scene, World& world, int v, int t, uint64_t changed, uint64_t seen, Sight& ego) {
+IRLVLA_HD_CALLED bool concerned(const PackedScene& scene, World& world, int v, int t, uint64_t changed, uint64_t seen, Sight& ego) {
   const Vehicle& vehicle = scene.at(scene.vehicle)[v];
   if (world.driver[v].changed) return true;
   const uint64_t suspects = vehicle.near & changed;
@@ -539,7 +539,7 @@ IRLVLA_HD bool concerned(const PackedScene& scene, World& world, int v, int t, u
 }
 
 /// Agents farther than 100 m from the ego leave for good.
-IRLVLA_HD void leave(const PackedScene& scene, World& world, int t, const Sight& ego) {
+IRLVLA_HD_CALLED void leave(const PackedScene& scene, World& world, int t, const Sight& ego) {
   const Vehicle* vehicles = scene.at(scene.vehicle);
   for (int v = 0; v < scene.vehicles; ++v) {
     Driver& d = world.driver[v];
@@ -554,7 +554,7 @@ IRLVLA_HD void leave(const PackedScene& scene, World& world, int t, const Sight&
   }
 }
 
-IRLVLA_HD void take_step(const PackedScene& scene, World& world, int t, Sight* ego) {
+IRLVLA_HD_CALLED void take_step(const PackedScene& scene, World& world, int t, Sight* ego) {
   const double* plain = scene.at(scene.plain);
   uint64_t changed = 0, seen = 0;
   if (ego) {
@@ -581,7 +581,7 @@ IRLVLA_HD void take_step(const PackedScene& scene, World& world, int t, Sight* e
 // --- what comes of it ---------------------------------------------------------------------------------------------------
 
 /// Place an agent at step t.
-IRLVLA_HD void stand(const PackedScene& scene, Agent& agent, int t, double x, double y, double heading) {
+IRLVLA_HD_CALLED void stand(const PackedScene& scene, Agent& agent, int t, double x, double y, double heading) {
   agent.x[t] = x, agent.y[t] = y;
   sine_cosine(heading, agent.sine[t], agent.cosine[t]);
   sine_cosine(heading + kHalfPi, agent.lateral_sine[t], agent.lateral_cosine[t]);
@@ -607,7 +607,7 @@ IRLVLA_HD void empty(Agent& agent, int first) {
 }
 
 /// The agent that a vehicle has become, from step 1 on; step 0 stays as recorded.
-IRLVLA_HD void dress(const PackedScene& scene, const World& world, int v, Agent& agent) {
+IRLVLA_HD_CALLED void dress(const PackedScene& scene, const World& world, int v, Agent& agent) {
   const Vehicle& vehicle = scene.at(scene.vehicle)[v];
   const Path path = path_of(scene, vehicle);
   empty(agent, 1);
