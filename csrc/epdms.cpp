@@ -1,8 +1,5 @@
 // The CPU driver, compiled once per instruction set. Eight candidates of a scene share the vector lanes while their
 // motion is simulated and their comfort judged; then each is placed on the map on its own.
-#include <cstddef>
-#include <vector>
-
 #include "epdms.h"
 #include "parallel.h"
 
@@ -119,13 +116,6 @@ void fill_track(const PackedScene& scene, const State<Pack>* states, const Pack*
   enclose(track, Alone{});
 }
 
-/// Working memory of a thread, kept from candidate to candidate.
-char* world_memory(int64_t bytes) {
-  static thread_local std::vector<double> memory;
-  if (memory.size() * sizeof(double) < static_cast<std::size_t>(bytes)) memory.resize(bytes / sizeof(double) + 1);
-  return reinterpret_cast<char*>(memory.data());
-}
-
 void fill_reference(const ScoreTask& task, const PackedScene& scene, int64_t index, Track& track) {
   for (int t = 0; t < kSteps; ++t) {
     const State<double> s = load_state(task.reference + (index * kSteps + t) * kStateSize);
@@ -168,7 +158,7 @@ void score_pack(const ScoreTask& task, int64_t first, int count) {
       evaluate(task, scene, nullptr, track, lane_bits(comfort, i), lane_bits(plain, i), first + i, Alone{});
       continue;
     }
-    World world = world_in(scene, world_memory(task.world_bytes));
+    World world = world_in(scene, thread_memory(task.world_bytes));
     rollout(scene, world, [&](int t) {
       Sight ego;
       ego.x = track.x[t], ego.y = track.y[t], ego.heading = states[t].heading[i], ego.speed = track.speed[t];
@@ -212,7 +202,7 @@ void project(const ProjectTask& task, int threads) { each_row(task, threads, pro
 void time_to_collision(const TimeToCollisionTask& task, int threads) { each_row(task, threads, time_to_collision_row, 41); }
 
 void traffic(const TrafficTask& task, int threads) {
-  parallel_for(task.rows, threads, [&](int64_t row) { traffic_row(task, row, world_memory(task.world_bytes)); });
+  parallel_for(task.rows, threads, [&](int64_t row) { traffic_row(task, row, thread_memory(task.world_bytes)); });
 }
 
 #define IRLVLA_STRING(x) #x

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <climits>
 #include <cmath>
+#include <cstddef>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
@@ -18,6 +19,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 namespace irlvla {
 namespace {
@@ -226,6 +228,12 @@ int available_threads() {
 #endif
   if (cpus == 0) cpus = static_cast<int>(std::thread::hardware_concurrency());  // it reads files
   return std::max(1, std::min(least, cpus));
+}
+
+char* thread_memory(int64_t bytes) {
+  static thread_local std::vector<double> memory;
+  if (memory.size() * sizeof(double) < static_cast<std::size_t>(bytes)) memory.resize(bytes / sizeof(double) + 1);
+  return reinterpret_cast<char*>(memory.data());
 }
 
 }  // namespace irlvla

@@ -31,4 +31,7 @@ void parallel_for(int64_t tasks, int threads, F&& body) {
 // CPUs that this process may use: the least of the machine's, the affinity mask and the cgroup quota (rounded up).
 int available_threads();
 
+/// Working memory of this thread, for doubles too; it stays until the thread asks for more.
+char* thread_memory(int64_t bytes);
+
 }  // namespace irlvla
