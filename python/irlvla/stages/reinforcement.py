@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -23,7 +23,7 @@ from irlvla.stages.driving import load_reward
 from irlvla.stages.features import is_frozen, remembering, seeing
 from irlvla.stages.floors import Floors, FloorsConfig
 from irlvla.stages.imitation import DataConfig, ValidationConfig
-from irlvla.stages.optimization import DivergedError, OptimizerConfig, lost_at, make_optimizer, make_schedule
+from irlvla.stages.optimization import DivergedError, OptimizerConfig, averaged, lost_at, make_optimizer, make_schedule
 from irlvla.stages.rollouts import Clock, Difficulty, Judge, draw, rewards, rollout_of
 from irlvla.types import Epdms, Rollout
 
@@ -61,6 +61,7 @@ class ReinforceConfig(TrainingConfig):
         description="share of the scenes that are drawn by how badly the policy drives there; WorldEngine: hard ones help",
     )
     optimizer: OptimizerConfig = OptimizerConfig.model_validate({"lr": 5e-4, "warmup": 10, "weight_decay": 0.0, "final": 0.1})
+    ema: float = Field(0.98, ge=0.0, lt=1.0, description="decay of the moving average of the policy, which is what is validated and saved")
     audit: AuditConfig = AuditConfig.model_validate({})
     floors: FloorsConfig | None = Field(
         None, description="no sub-metric falls far below what it is at the start: {fall: 0.01}; null = the score alone counts"
@@ -78,7 +79,8 @@ def reinforce(config: ReinforceConfig) -> Path:
 
     Each step draws plans in some scenes, rewards them, and updates the policy. What the reward believes is compared with the exact
     score all the time; where it believes too much of held-out scenes for too long, the run stops. The directory holds the newest
-    checkpoints, the best by the exact score (checkpoints/best/model), metrics.jsonl, learning_curve.png and summary.json.
+    checkpoints, the best by the exact score (checkpoints/best/model), metrics.jsonl, learning_curve.png and summary.json. What is
+    validated and saved is the moving average of the policy; the policy itself draws the plans.
 
     Raises:
         ConfigError: the settings do not fit together, or name what is not there.
@@ -97,7 +99,7 @@ def reinforce(config: ReinforceConfig) -> Path:
     datasets = {name: open_scenes(without_images(spec) if blind else spec) for name, spec in specs.items()}
     judge = Judge(reward, config.audit.share)
     difficulty, floors = Difficulty(len(datasets["train"]), config.hard), Floors(config.floors, policy, judge)
-    learner = Learner(policy, algorithm, difficulty, floors, Patience(config.audit))
+    learner = Learner(policy, config.ema, algorithm, difficulty, floors, Patience(config.audit))
     optimizer = make_optimizer(learner, config.optimizer)
     with Run.start("reinforce", config) as run:
         _require_one_process(run)
@@ -109,11 +111,10 @@ def reinforce(config: ReinforceConfig) -> Path:
         audit = Audit(run, config, datasets.get("validation"), judge, learner.patience)
         first = run.restore()
         done = first
-        with (
-            remembering([policy, floors.first, reward], list(specs.values()), config.cache, run, config.workers) if blind else nullcontext()
-        ):
+        models = [learner, floors.first, reward]
+        with remembering(models, list(specs.values()), config.cache, run, config.workers) if blind else nullcontext():
             if first == 0:
-                run.log(0, audit.references() | audit.measure(0, policy))
+                run.log(0, audit.references() | audit.measure(0, learner.result))
             with run.progress(config.steps, "reinforce", first) as progress:
                 for step in range(first + 1, config.steps + 1):
                     if learner.patience.lost:
@@ -124,11 +125,11 @@ def reinforce(config: ReinforceConfig) -> Path:
                     schedule.step()
                     ends = step == config.steps or step % config.validation.every == 0
                     if ends:
-                        values |= audit.measure(step, policy)
+                        values |= audit.measure(step, learner.result)
                     if ends or step % config.log_every == 0:
                         run.log(step, values)
                     if ends:
-                        run.save(step, policy)
+                        run.save(step, learner.result)
                         audit.draw()
                     progress.advance(reward=values["reward/believed"], **audit.shown)
         audit.summarise(done)
@@ -168,6 +169,7 @@ def _iterate(
         rollouts = [rollout_of(one, worth, learner.floors.reward(worth)) for one, worth in zip(drawn, believed, strict=True)]
         rollout = rollouts[0] if len(rollouts) == 1 else Rollout.cat(rollouts)
         values = learner.algorithm.update(learner.policy, optimizer, rollout)
+        learner.average.update_parameters(learner.policy)
     if lost := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
         raise lost_at(step, DivergedError(", ".join(lost)), None)
     if refit is not None and refit.due(step):
@@ -197,12 +199,20 @@ def _mean_rewards(believed: list[Epdms], exact: list[Epdms]) -> dict[str, float]
 
 
 class Learner(nn.Module):
-    """All that is saved to resume: the policy, the algorithm with its critic, what is hard, what must not fall, and for how long the gap
-    is too large."""
+    """All that is saved to resume: the policy and its moving average, the algorithm with its critic, what is hard, what must not fall,
+    and for how long the gap is too large."""
 
-    def __init__(self, policy: Policy, algorithm: Algorithm, difficulty: Difficulty, floors: Floors, patience: Patience) -> None:
+    def __init__(
+        self, policy: Policy, decay: float, algorithm: Algorithm, difficulty: Difficulty, floors: Floors, patience: Patience
+    ) -> None:
         super().__init__()
-        self.policy, self.algorithm, self.difficulty, self.floors, self.patience = policy, algorithm, difficulty, floors, patience
+        self.policy, self.average = policy, averaged(policy, decay)
+        self.algorithm, self.difficulty, self.floors, self.patience = algorithm, difficulty, floors, patience
+
+    @property
+    def result(self) -> Policy:
+        """What is validated and saved."""
+        return cast(Policy, self.average.module)
 
 
 def _policy_of(config: ReinforceConfig) -> Policy:
