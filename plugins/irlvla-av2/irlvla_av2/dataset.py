@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ class Av2Dataset(RecordDataset):
         if not self._root.is_dir():
             near = did_you_mean(self._root.name, (folder.name for folder in self._root.parent.glob("*/")))
             raise FileError(f"{self._root} does not exist. {near}".rstrip())
-        self.logs = sorted(path.parent for path in self._root.rglob("city_SE3_egovehicle.feather"))
+        # rglob passes by links to folders, and data often lies elsewhere.
+        found = glob.iglob("**/city_SE3_egovehicle.feather", root_dir=self._root, recursive=True, include_hidden=True)
+        self.logs = sorted((self._root / path).parent for path in found)
         if not self.logs:
             raise FileError(f"{self._root} holds no Argoverse 2 log: no city_SE3_egovehicle.feather under it")
         self.windows = [(number, sweep) for number, folder in enumerate(self.logs) for sweep in _windows(folder, config.every)]

@@ -171,6 +171,12 @@ def test_no_logs(tmp_path: Path) -> None:
         dataset(tmp_path / "argovers")
 
 
+def test_logs_behind_links(tmp_path: Path) -> None:
+    for log in dataset().logs:
+        (tmp_path / log.name).symlink_to(log)
+    assert [log.name for log in dataset(tmp_path).logs] == sorted(log.name for log in dataset().logs)
+
+
 def test_roads_of_recorded_maps() -> None:
     """Lanes lie in the drivable area, and their middles in themselves."""
     for path in DATA.rglob("log_map_archive_*.json"):
