@@ -7,20 +7,25 @@ tests/traffic/ holds eight worlds of traffic_scenes.py, how an ego drives in eac
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import irlvla
+from golden_scenes import OFFICIAL as OFFICIAL_NAMES
+from golden_scenes import GoldenScene, load
+from golden_traffic import GRID, lane_graph, roundings
 from irlvla import ops
 from irlvla.errors import InputError
 from irlvla.ops import reference
 from irlvla.testing import example_plan, example_scene
-from irlvla.types import Kind, Scene
+from irlvla.types import STEPS, Kind, Scene
 from traffic_scenes import traffic_scene
 
 FOLDER = Path(__file__).parent / "traffic"
@@ -43,6 +48,67 @@ def test_the_reference_is_the_devkit_too() -> None:
         rows = slice(int(SCENES.agent_offsets[i]), int(SCENES.agent_offsets[i + 1]))
         assert torch.equal(present, OFFICIAL["present"][rows])
         torch.testing.assert_close(tracks[present], OFFICIAL["tracks"][rows][present], rtol=0.0, atol=1e-8)
+
+
+@pytest.fixture(scope="session")
+def golden_reactive(shared_golden: Path) -> list[GoldenScene]:
+    records = load(shared_golden / "reactive")
+    assert len(records) == 90
+    return records
+
+
+def error(record: GoldenScene, tracks: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """The largest of each column; who is there at which step must be equal."""
+    assert torch.equal(present, record.scene.agent_valid[:, :STEPS]), record.name
+    off = tracks - record.scene.agent_state[:, :STEPS]
+    off[..., 2] = torch.remainder(off[..., 2] + math.pi, 2.0 * math.pi) - math.pi
+    return off[present].abs().amax(0)
+
+
+def simulated_error(record: GoldenScene, scene: Scene) -> torch.Tensor:
+    _, tracks, present = ops.traffic(scene, torch.from_numpy(record.expected["sim_states"]), torch.tensor([0]))
+    return error(record, tracks, present)
+
+
+def test_golden_traffic_on_baselines_from_polygons(golden_reactive: list[GoldenScene]) -> None:
+    """Vertices a grid cell off at most: so are the agents, and no sub-metric and no event differs. The human meets traffic of his own."""
+    for record in golden_reactive:
+        scene = dataclasses.replace(lane_graph(record.scene), human_values=None)
+        assert simulated_error(record, scene)[:2].max() <= math.sqrt(2.0) * GRID, record.name
+        plans = torch.from_numpy(record.candidates).double()[None]
+        scored = irlvla.epdms(scene, plans, traffic="reactive", details=True)
+        expected = np.array([record.expected[name][0] for name in OFFICIAL_NAMES[:8]])
+        np.testing.assert_allclose(scored.values[0, 0, :8], expected, rtol=0.0, atol=1e-9, err_msg=record.name)
+        assert scored.details is not None
+        assert scored.details.collision_step == record.expected["collision_time_idx"][0]
+        assert scored.details.ttc_step == record.expected["ttc_time_idx"][0]
+
+
+QUEUE = "urban_880002"  # six vehicles with gaps of 1 to 3 m
+
+
+def test_golden_traffic_on_exact_baselines(golden_reactive: list[GoldenScene]) -> None:
+    rounding = roundings()
+    assert max(np.abs(units).max() for lanes in rounding.values() for units in lanes.values()) == 1.0
+    for record in golden_reactive:
+        name = record.name.rsplit("_", 1)[0]
+        # What the devkit simplifies by 1e-5 m (below) moves a vehicle of the queue by no more.
+        assert simulated_error(record, lane_graph(record.scene, rounding.get(name))).max() <= (1e-5 if name == QUEUE else 1e-6), record.name
+
+
+def test_golden_queue_with_simplified_outlines(golden_reactive: list[GoldenScene], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The devkit simplifies what a vehicle occupies before it measures gaps; nothing else is missing."""
+    plain = reference.traffic.Vehicle.footprint
+
+    def simplified(vehicle: reference.traffic.Vehicle) -> list[list[tuple[float, float]]]:
+        outline = shapely.union_all([shapely.Polygon(ring) for ring in plain(vehicle)]).simplify(1e-5)
+        return [list(outline.exterior.coords)[:-1]]
+
+    monkeypatch.setattr(reference.traffic.Vehicle, "footprint", simplified)
+    record = next(record for record in golden_reactive if record.name.startswith(QUEUE))
+    scene = lane_graph(record.scene, roundings()[QUEUE])
+    tracks, present = reference.traffic.rollout(scene, torch.from_numpy(record.expected["sim_states"][0]))
+    assert error(record, tracks, present).max() <= 1e-8
 
 
 @settings(max_examples=3, deadline=None)

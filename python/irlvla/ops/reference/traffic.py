@@ -282,7 +282,7 @@ class Vehicle:
         return box_ring(*self.pose(), self.length, self.width)
 
     def footprint(self) -> list[Ring]:
-        """[projected_footprint]"""
+        """[projected_footprint]. The devkit simplifies its outline by 1e-5 m (simplify_occupancy_map_geometries), which is left out."""
         line, half = self.baseline, self.length / 2.0
         strip = line.between(line.clamp(self.progress - half), line.clamp(self.progress + half + self.speed * HEADWAY))
         return [buffer(strip, self.width / 2.0), self.box()]
