@@ -73,4 +73,7 @@ class _Frame:
 
 
 def _short(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1e4 else f"{value:.0f}"
+    """In six characters, which is what there is room for."""
+    if abs(value) >= 1e4:
+        return f"{value:.0f}"
+    return f"{value:.{2 if abs(value) < 0.1 else 3}g}"
