@@ -7,27 +7,19 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from irlvla.cli.stages import PluginFiles, add_plugins, run_stage
+from irlvla.cli.stages import Fields, PluginFiles, PrintConfig, Recipe, add_plugins, run_stage
 from irlvla.cli.tables import print_table
 
 
 def evaluate(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(metavar="RECIPE", help="A YAML file, or its section for this stage. Default: no file."),
-    ] = None,
-    fields: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="FIELD=VALUE", help="Set a field: planner=NAME, planner.SETTING=VALUE. --print-config shows all."),
-    ] = None,
+    recipe: Recipe = None,
+    fields: Fields = None,
     benchmark: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="A published comparison; `irlvla plugins` lists them. Its settings are benchmark.SETTING=VALUE."),
     ] = None,
     plugin: PluginFiles = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the recipe that would run, with type, default and help of every field.")
-    ] = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """Let several policies drive in the same scenes, score them exactly, and report what is certain of the differences.
 

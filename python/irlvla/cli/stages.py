@@ -14,8 +14,16 @@ import typer
 from irlvla.cli.tables import print_table
 from irlvla.errors import ConfigError, did_you_mean
 
+Recipe = Annotated[str | None, typer.Argument(metavar="RECIPE", help="A YAML file, or its section for this stage. Default: no file.")]
+Fields = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="FIELD=VALUE", help="Set a field: planner=NAME, planner.SETTING=VALUE. --print-config shows all."),
+]
 PluginFiles = Annotated[
     list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A Python file to take as a plugin. May be given several times.")
+]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print the recipe that would run, with type, default and help of every field.")
 ]
 
 UNKNOWN_OPTIONS = {"ignore_unknown_options": True}  #: of a command, so that `_split` can say what was meant
@@ -31,20 +39,7 @@ def add_stage(app: typer.Typer, name: str, target: str, help: str) -> None:
     """
 
     @app.command(name, help=help, context_settings=UNKNOWN_OPTIONS)
-    def command(
-        recipe: Annotated[
-            str | None,
-            typer.Argument(metavar="RECIPE", help="A YAML file, or its section for this stage. Default: no file."),
-        ] = None,
-        fields: Annotated[
-            list[str] | None,
-            typer.Argument(metavar="FIELD=VALUE", help="Set a field: planner=NAME, planner.SETTING=VALUE. --print-config shows all."),
-        ] = None,
-        plugin: PluginFiles = None,
-        print_config: Annotated[
-            bool, typer.Option("--print-config", help="Print the recipe that would run, with type, default and help of every field.")
-        ] = False,
-    ) -> None:
+    def command(recipe: Recipe = None, fields: Fields = None, plugin: PluginFiles = None, print_config: PrintConfig = False) -> None:
         run_stage(name, target, [*filter(None, [recipe]), *(fields or ())], plugin or (), print_config)
 
 
