@@ -116,18 +116,6 @@ void fill_track(const PackedScene& scene, const State<Pack>* states, const Pack*
   enclose(track, Alone{});
 }
 
-void fill_reference(const ScoreTask& task, const PackedScene& scene, int64_t index, Track& track) {
-  for (int t = 0; t < kSteps; ++t) {
-    const State<double> s = load_state(task.reference + (index * kSteps + t) * kStateSize);
-    double ls, lc;
-    track.x[t] = s.x, track.y[t] = s.y, track.speed[t] = magnitude(s.vx, s.vy);
-    sine_cosine(s.heading, track.sine[t], track.cosine[t]);
-    sine_cosine(s.heading + kHalfPi, ls, lc);
-    place(scene, track, t, ls, lc);
-  }
-  enclose(track, Alone{});
-}
-
 void score_pack(const ScoreTask& task, int64_t first, int count) {
   const PackedScene& scene = *reinterpret_cast<const PackedScene*>(task.scenes + task.scene_offsets[task.scene_index[first]]);
   State<Pack> states[kSteps];
@@ -151,7 +139,7 @@ void score_pack(const ScoreTask& task, int64_t first, int count) {
   if (task.states) store_pack(states, first, count, task.states);
   Track track, reference;
   const int64_t index = task.scene_index[first];
-  if (task.reference) fill_reference(task, scene, index, reference);
+  if (task.reference) place_reference(task, scene, index, reference, Alone{});
   for (int i = 0; i < count; ++i) {
     fill_track(scene, states, sine, cosine, lateral_sine, lateral_cosine, i, track);
     if (!task.reference) {

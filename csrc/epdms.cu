@@ -11,6 +11,7 @@ namespace {
 struct Warp {
   static constexpr int size = 32;
   __device__ int rank() const { return threadIdx.x & 31; }
+  __device__ void wait() const { __syncwarp(); }
   __device__ uint64_t either(uint64_t bits) const {
     for (int step = 16; step; step >>= 1) bits |= __shfl_xor_sync(~0u, bits, step);
     return bits;
@@ -93,20 +94,6 @@ __global__ void __launch_bounds__(kThreads) surround(ScoreTask task, int64_t fir
     return ego;
   });
   dress_changed(scene, world);
-}
-
-__device__ void place_reference(const ScoreTask& task, const PackedScene& scene, int64_t index, Track& track, const Warp& warp) {
-  for (int t = warp.rank(); t < kSteps; t += Warp::size) {
-    const State<double> s = load_state(task.reference + (index * kSteps + t) * kStateSize);
-    double ls, lc;
-    track.x[t] = s.x, track.y[t] = s.y, track.speed[t] = magnitude(s.vx, s.vy);
-    sine_cosine(s.heading, track.sine[t], track.cosine[t]);
-    sine_cosine(s.heading + kHalfPi, ls, lc);
-    place(scene, track, t, ls, lc);
-  }
-  __syncwarp();
-  enclose(track, warp);
-  __syncwarp();
 }
 
 __global__ void __launch_bounds__(kThreads) judge(ScoreTask task, int64_t first, int64_t count, const Motion* motions) {

@@ -38,6 +38,26 @@ IRLVLA_HD double square_root(double x) { return __builtin_sqrt(x); }
 IRLVLA_HD double smaller(double a, double b) { return b < a ? b : a; }
 IRLVLA_HD double larger(double a, double b) { return a < b ? b : a; }
 
+IRLVLA_HD int lowest_bit(uint64_t mask) {
+#ifdef __CUDA_ARCH__
+  return __ffsll(static_cast<long long>(mask)) - 1;
+#else
+  return __builtin_ctzll(mask);
+#endif
+}
+
+/// Eight bytes, each 0 or 1, as bits.
+IRLVLA_HD uint64_t eight_bits(const uint8_t* bytes) {
+  uint64_t mask = 0;
+#ifdef __CUDA_ARCH__
+  for (int k = 0; k < 8; ++k) mask |= static_cast<uint64_t>(bytes[k]) << k;
+#else
+  __builtin_memcpy(&mask, bytes, 8);
+  mask = (mask * 0x0102040810204080ull) >> 56;
+#endif
+  return mask;
+}
+
 #ifndef __CUDACC__
 constexpr int kLanes = 8;
 typedef double Pack __attribute__((vector_size(8 * kLanes)));
@@ -180,14 +200,12 @@ IRLVLA_HD int exact_orientation(double ax, double ay, double bx, double by, doub
   two_sum(by, -cy, v[0], v[1]);
   two_sum(ay, -cy, w[0], w[1]);
   two_sum(bx, -cx, z[0], z[1]);
-  ExactSum sum;
+  ExactSum sum;  // the differences of points near each other mostly have no second part
   for (int i = 0; i < 2; ++i)
     for (int j = 0; j < 2; ++j) {
       double product, error;
-      two_product(u[i], v[j], product, error);
-      sum.add(product), sum.add(error);
-      two_product(-w[i], z[j], product, error);
-      sum.add(product), sum.add(error);
+      if (u[i] != 0.0 && v[j] != 0.0) two_product(u[i], v[j], product, error), sum.add(product), sum.add(error);
+      if (w[i] != 0.0 && z[j] != 0.0) two_product(-w[i], z[j], product, error), sum.add(product), sum.add(error);
     }
   return sum.sign();
 }

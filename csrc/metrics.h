@@ -47,6 +47,7 @@ IRLVLA_HD void place(const PackedScene& scene, Track& track, int t, double ls, d
 struct Alone {
   static constexpr int size = 1;
   IRLVLA_HD int rank() const { return 0; }
+  IRLVLA_HD void wait() const {}
   IRLVLA_HD uint64_t either(uint64_t bits) const { return bits; }
   IRLVLA_HD uint64_t least(uint64_t value) const { return value; }
   IRLVLA_HD float least(float value) const { return value; }
@@ -204,20 +205,8 @@ IRLVLA_HD uint64_t overlapping_steps(const Envelope& a, const Envelope& b, int s
     hit[t] = (a.x0[t] <= b.x1[u]) & (b.x0[u] <= a.x1[t]) & (a.y0[t] <= b.y1[u]) & (b.y0[u] <= a.y1[t]);
   }
   uint64_t mask = 0;
-  for (int i = 0; i < count / 8; ++i) {
-    uint64_t eight;
-    __builtin_memcpy(&eight, hit + 8 * i, 8);
-    mask |= ((eight * 0x0102040810204080ull) >> 56) << (8 * i);
-  }
+  for (int i = 0; i < count; i += 8) mask |= eight_bits(hit + i) << i;
   return mask;
-#endif
-}
-
-IRLVLA_HD int lowest_bit(uint64_t mask) {
-#ifdef __CUDA_ARCH__
-  return __ffsll(static_cast<long long>(mask)) - 1;
-#else
-  return __builtin_ctzll(mask);
 #endif
 }
 

@@ -328,6 +328,21 @@ IRLVLA_HD void write_masks(const Areas& areas, uint64_t red, int64_t* out) {
   out[kRedLightMask] = red == kNever ? 0 : static_cast<int64_t>(uint64_t{1} << red);
 }
 
+/// The track of the reference plan.
+template <class Group> IRLVLA_HD void place_reference(const ScoreTask& task, const PackedScene& scene, int64_t index, Track& track, const Group& group) {
+  for (int t = group.rank(); t < kSteps; t += Group::size) {
+    const State<double> s = load_state(task.reference + (index * kSteps + t) * kStateSize);
+    double ls, lc;
+    track.x[t] = s.x, track.y[t] = s.y, track.speed[t] = magnitude(s.vx, s.vy);
+    sine_cosine(s.heading, track.sine[t], track.cosine[t]);
+    sine_cosine(s.heading + kHalfPi, ls, lc);
+    place(scene, track, t, ls, lc);
+  }
+  group.wait();
+  enclose(track, group);
+  group.wait();
+}
+
 /// NC of the reference plan in the traffic of a candidate.
 template <class Group>
 IRLVLA_HD double reference_collisions(const PackedScene& scene, const World& world, const Track& track, const int64_t* masks, const Group& group) {

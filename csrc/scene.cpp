@@ -1,13 +1,12 @@
 // Preparation of a scene: derived boxes, a grid over its polygons and centreline, and what is the same for every
 // candidate. Runs once per scene, on the CPU.
 #include "epdms.h"
-#include "traffic.h"
+#include "scene_checks.h"
+#include "traffic_scene.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <sstream>
-#include <stdexcept>
 #include <utility>
 
 namespace irlvla {
@@ -15,8 +14,6 @@ namespace baseline {
 namespace {
 
 constexpr double kSlop = 1e-6;  // cells are a little larger than drawn, so rounding cannot lose an edge
-
-enum Layer { kLane = 0, kIntersectionLayer = 1, kDrivableArea = 5, kConnector = 11, kCarpark = 15, kRoadblock = 17 };
 
 struct NearEdge {
   uint32_t cell, item;  // item: edge or segment number
@@ -54,12 +51,7 @@ struct Builder {
   std::vector<Light> lights;
   std::vector<double> line_start;
   std::vector<Bounds> line_blocks;
-  std::vector<PathPoint> path;
-  std::vector<Vehicle> vehicles;
-  std::vector<Standing> standing;
-  std::vector<double> plain;
-  std::vector<uint64_t> stays, watch, plain_met;
-  std::vector<Bounds> plain_bounds;
+  TrafficArrays traffic;
 
   Builder(const SceneArrays& arrays, int64_t index) : in(arrays), scene(index) {}
 
@@ -72,27 +64,10 @@ struct Builder {
     add_agents();
     add_centerline();
     make_grid();
-    if (in.reactive) add_traffic();
+    if (in.reactive) traffic = prepare_traffic(in, scene, head, polygons, edges, agents);
   }
 
   // --- checks -------------------------------------------------------------------------------------------------------
-
-  template <class... Words> void require(bool good, const Words&... words) const {
-    if (good) return;
-    std::ostringstream message;
-    (message << ... << words);
-    throw std::invalid_argument(message.str());
-  }
-
-  /// Times beyond 2^53 us have no exact double, headings beyond 1e6 no exact sine.
-  static bool exact_time(int64_t time_us) { return time_us < kTimeLimit && time_us > -kTimeLimit; }
-  static bool sane_heading(double heading) { return std::abs(heading) < 1e6; }
-
-  static bool sane(const double* values, int64_t count) {
-    bool good = true;
-    for (int64_t i = 0; i < count; ++i) good = good & (std::abs(values[i]) < kLimit);
-    return good;
-  }
 
   /// Values that would give a wrong number or none. Shapes and offsets were checked by the caller.
   void check() const {
@@ -461,327 +436,6 @@ struct Builder {
     return n;
   }
 
-  // --- traffic ------------------------------------------------------------------------------------------------------
-
-  void check_baselines() const {
-    const int64_t begin = in.polygon_offsets[scene], end = in.polygon_offsets[scene + 1];
-    for (int64_t p = begin; p < end; ++p) {
-      const int64_t count = in.baseline_offsets[p + 1] - in.baseline_offsets[p];
-      const bool is_lane = in.polygon_layer[p] == kLane || in.polygon_layer[p] == kConnector;
-      require(!is_lane || count >= 2, "reactive traffic needs the baseline of every lane and connector; that of polygon ", p - begin, " has ", count,
-              " points");
-      require(sane(in.baseline + 2 * in.baseline_offsets[p], 2 * count), "the baseline of polygon ", p - begin, " holds NaN, infinity or a value beyond 1e8");
-      require(!(in.polygon_speed_limit[p] < 0.0), "the speed limit of polygon ", p - begin, " is negative");
-    }
-  }
-
-  bool within(int64_t polygon, double x, double y) const {
-    const Polygon& p = polygons[polygon];
-    return p.bounds.contains(x, y) && locate(edges.data() + p.edge_begin, p.edge_count, x, y) > 0;
-  }
-
-  bool within_layer(int layer, double x, double y) const {
-    for (size_t p = 0; p < polygons.size(); ++p)
-      if (in.polygon_layer[in.polygon_offsets[scene] + p] == layer && within(p, x, y)) return true;
-    return false;
-  }
-
-  /// The baseline of a polygon of this scene, as GEOS measures along a line.
-  struct Baseline {
-    const double* points;
-    int64_t count;
-    double length() const {
-      double sum = 0.0;
-      for (int64_t i = 0; i + 1 < count; ++i) sum += irlvla::baseline::length(piece(i));
-      return sum;
-    }
-    Edge piece(int64_t i) const { return {points[2 * i], points[2 * i + 1], points[2 * i + 2], points[2 * i + 3]}; }
-    double project(double x, double y) const {
-      double best = kInfinity, along = 0.0, start = 0.0;
-      for (int64_t i = 0; i + 1 < count; ++i) {
-        const Edge e = piece(i);
-        const double d = segment_distance(e, x, y);
-        if (d < best) best = d, along = start + segment_fraction(e, x, y) * irlvla::baseline::length(e);
-        start += irlvla::baseline::length(e);
-      }
-      return along;
-    }
-    Pose<double> at(double along) const {  // a negative distance counts from the end
-      if (along < 0.0) along += length();
-      if (along <= 0.0) return {points[0], points[1], 0.0};
-      double start = 0.0;
-      for (int64_t i = 0; i + 1 < count; ++i) {
-        const Edge e = piece(i);
-        const double size = irlvla::baseline::length(e);
-        if (start + size > along) {
-          const double share = (along - start) / size;
-          return {(e.x1 - e.x0) * share + e.x0, (e.y1 - e.y0) * share + e.y0, 0.0};
-        }
-        start += size;
-      }
-      return {points[2 * count - 2], points[2 * count - 1], 0.0};
-    }
-    /// Its heading is that of the next half metre (get_nearest_pose_from_position).
-    Pose<double> nearest(double x, double y) const {
-      const double along = project(x, y);
-      Pose<double> here = at(along), from = here, to = at(along + kLookAhead);
-      if (from.x == to.x && from.y == to.y) from = at(along - kLookAhead), to = here;
-      here.heading = std::atan2(to.y - from.y, to.x - from.x);
-      return here;
-    }
-  };
-
-  Baseline baseline_of(int64_t polygon) const {
-    const int64_t begin = in.baseline_offsets[in.polygon_offsets[scene] + polygon];
-    return {in.baseline + 2 * begin, in.baseline_offsets[in.polygon_offsets[scene] + polygon + 1] - begin};
-  }
-
-  /// The lane, or in an intersection the connector, whose heading is nearest; the difference is not wrapped. -1: none.
-  int64_t starting_lane(double x, double y, double heading) const {
-    int64_t best = -1;
-    double least = kInfinity;
-    for (const int layer : {kLane, kConnector}) {
-      if (layer == kConnector && (within_layer(kLane, x, y) || !within_layer(kIntersectionLayer, x, y))) break;
-      for (size_t p = 0; p < polygons.size(); ++p) {
-        if (in.polygon_layer[in.polygon_offsets[scene] + p] != layer || !within(p, x, y)) continue;
-        const double difference = std::abs(baseline_of(p).nearest(x, y).heading - heading);
-        if (difference < least) least = difference, best = p;
-      }
-    }
-    return best;
-  }
-
-  /// Vehicles of t = 0 in their order: snapped to a lane if they can be (build_idm_agents_on_map_rails).
-  void add_traffic() {
-    check_baselines();
-    std::vector<Corners> taken{box_corners(head.ego.x + kRearToCentre * std::cos(head.ego.heading), head.ego.y + kRearToCentre * std::sin(head.ego.heading),
-                                           head.ego.heading, kHalfLength, kHalfWidth)};
-    double target = kTargetSpeed;
-    for (int64_t a = in.agent_offsets[scene], i = 0; a < in.agent_offsets[scene + 1]; ++a, ++i) {
-      if (in.agent_kind[a] != 0) continue;
-      agents[i].touches_ego = 0;
-      empty(agents[i], in.agent_valid[a * in.agent_steps] ? 1 : 0);
-      if (in.agent_valid[a * in.agent_steps] && !snap(a, i, taken, target)) let_stand(a, i);
-    }
-    head.vehicles = static_cast<int32_t>(vehicles.size()), head.standing = static_cast<int32_t>(standing.size());
-    plain.resize(vehicles.size() * 2 * kSteps);
-    stays.resize(standing.size());
-    plain_bounds.resize(vehicles.size() * kSteps), plain_met.resize(vehicles.size() * kSteps);
-    keep_watch();
-    int64_t room = 0, most = 0;
-    for (const Vehicle& v : vehicles) {
-      room += v.room;
-      most = std::max<int64_t>(most, std::max(v.room, ring_room(v.path_count + 2, turning(v, 0, v.path_count))));
-    }
-    head.corridor_room = static_cast<int32_t>(most);
-    head.world_bytes = World::bytes(head.vehicles, head.standing, room + most);
-  }
-
-  bool snap(int64_t a, int64_t i, std::vector<Corners>& taken, double& target) {
-    const double *s = in.agent_state + a * in.agent_steps * 5, length = in.agent_size[2 * a], width = in.agent_size[2 * a + 1];
-    const int64_t lane = starting_lane(s[0], s[1], s[2]);
-    if (lane < 0) return false;
-    const Baseline line = baseline_of(lane);
-    const Pose<double> pose = line.nearest(s[0], s[1]);
-    if (std::hypot(pose.x - s[0], pose.y - s[1]) > kSnap) return false;
-    const Corners box = box_corners(pose.x, pose.y, pose.heading, length / 2.0, width / 2.0);
-    for (const Corners& other : taken)
-      if (overlap(box, other)) return false;
-    taken.push_back(box);
-    const double limit = in.polygon_speed_limit[in.polygon_offsets[scene] + lane];
-    if (limit > 0.0) target = limit;  // the devkit's loop overwrites it for those that follow
-    Vehicle vehicle{};
-    vehicle.agent = static_cast<int32_t>(i), vehicle.path = static_cast<int32_t>(path.size());
-    add_path(line);
-    vehicle.path_count = static_cast<int32_t>(path.size()) - vehicle.path;
-    require(vehicle.path_count >= 2, "agent ", i, " drives on polygon ", lane, ", whose baseline has fewer than 3 points; the devkit fails on it, too");
-    vehicle.progress = line.project(s[0], s[1]), vehicle.speed = std::hypot(s[3], s[4]);
-    vehicle.target = target, vehicle.limit = limit, vehicle.length = length, vehicle.width = width, vehicle.box = box;
-    const Path own{path.data() + vehicle.path, vehicle.path_count};
-    const Pose<double> start = own.pose(own.clamp(vehicle.progress));
-    if (std::hypot(start.x - head.ego.x, start.y - head.ego.y) > kRadius) {  // it leaves before the first step
-      path.resize(vehicle.path);
-      return true;
-    }
-    add_corners(vehicle);
-    bound(vehicle);
-    vehicles.push_back(vehicle);
-    agents[i].role = static_cast<int32_t>(vehicles.size());
-    return true;
-  }
-
-  void add_path(const Baseline& line) {
-    const size_t begin = path.size();
-    double along = 0.0, turns = 0.0, before = 0.0;
-    for (int64_t i = 0; i + 1 < line.count; ++i) {
-      const Edge e = line.piece(i);
-      const double size = irlvla::baseline::length(e), heading = std::atan2(e.y1 - e.y0, e.x1 - e.x0);
-      if (size > 1e-8) {
-        if (path.size() > begin) turns += unwrapping(heading - before);
-        before = heading;
-        path.push_back({e.x0, e.y0, along, heading + turns, 0.0, 0.0, 0.0, 0.0, kManyCorners, 0});
-      }
-      along += size;
-    }
-  }
-
-  /// Corners of the outline between whole pieces of the path, where there is one or none.
-  void add_corners(const Vehicle& v) {
-    double x[80], y[80];  // a turn back takes 32 points on its outside
-    PathPoint* p = path.data() + v.path;
-    for (int k = 1; k + 1 < v.path_count; ++k) {
-      Ring left{x, y, 0, nothing()}, right{x + 40, y + 40, 0, nothing()};
-      Outline{left, v.width / 2.0}.turn(p[k - 1].x, p[k - 1].y, p[k].x, p[k].y, p[k + 1].x, p[k + 1].y);
-      Outline{right, v.width / 2.0}.turn(p[k + 1].x, p[k + 1].y, p[k].x, p[k].y, p[k - 1].x, p[k - 1].y);
-      if (left.size > 1 || right.size > 1) continue;
-      p[k].corners = left.size | right.size << 1;
-      if (left.size) p[k].left_x = left.x[0], p[k].left_y = left.y[0];
-      if (right.size) p[k].right_x = right.x[0], p[k].right_y = right.y[0];
-    }
-  }
-
-  double turning(const Vehicle& v, int first, int last) const {
-    double sum = 0.0;
-    for (int k = first + 1; k < last; ++k) sum += std::abs(path[v.path + k].heading - path[v.path + k - 1].heading);
-    return sum;
-  }
-
-  /// Largest turning within a length of the vehicle.
-  double sharpest(const Vehicle& v, int first, int last) const {
-    double most = 0.0;
-    const PathPoint* p = path.data() + v.path;
-    for (int k = first, end = first; k < last; ++k) {
-      while (end + 1 < last && p[end].progress < p[k].progress + v.length) ++end;
-      double sum = 0.0;
-      for (int j = k + 1; j <= end; ++j) sum += std::abs(p[j].heading - p[j - 1].heading);
-      most = std::max(most, sum);
-    }
-    return most;
-  }
-
-  /// What the vehicle can occupy: it gains at most 1 m/s each second.
-  void bound(Vehicle& v) const {
-    const Path own{path.data() + v.path, v.path_count};
-    const double far = v.progress + 4.0 * v.speed + 8.0 + v.length / 2.0 + kHeadway * (v.speed + 4.0) + 1.0;
-    const int first = std::max(0, own.lower(v.progress - v.length) - 2), last = std::min(v.path_count, own.upper(far) + 2);
-    v.room = ring_room(last - first + 2, turning(v, first, last));
-    v.reach = v.corridor = nothing();
-    for (int k = 0; k < 4; ++k) include(v.reach, v.box.x[k], v.box.y[k]);
-    for (int k = first; k < last; ++k) include(v.reach, own.at[k].x, own.at[k].y);
-    for (int k = first; k < v.path_count; ++k) include(v.corridor, own.at[k].x, own.at[k].y);
-    const double margin = std::hypot(v.length, v.width) / 2.0 + 0.1;
-    v.reach = {v.reach.x0 - margin, v.reach.y0 - margin, v.reach.x1 + margin, v.reach.y1 + margin};
-    v.corridor = {v.corridor.x0 - margin, v.corridor.y0 - margin, v.corridor.x1 + margin, v.corridor.y1 + margin};
-  }
-
-  /// Marks the cells of a grid that come within some distance of a line, which is followed from one progress to another.
-  struct Marker {
-    const Builder& builder;
-    std::vector<uint64_t>& cells;
-    bool outside = false;  // some of it lies off the grid
-
-    void mark(double x, double y, double radius, uint64_t bit) {
-      const double gx = (x - builder.head.watch_x) / kWatchCell, gy = (y - builder.head.watch_y) / kWatchCell, r = radius / kWatchCell;
-      if (gx + r < 0.0 || gy + r < 0.0 || gx - r >= kWatch || gy - r >= kWatch) {
-        outside = true;
-        return;
-      }
-      outside = outside || gx - r < 0.0 || gy - r < 0.0 || gx + r >= kWatch || gy + r >= kWatch;
-      const int y0 = std::max(0, static_cast<int>(std::floor(gy - r))), y1 = std::min(kWatch - 1, static_cast<int>(std::floor(gy + r)));
-      for (int row = y0; row <= y1; ++row) {
-        const double dy = std::max(0.0, std::max(row - gy, gy - (row + 1))), half = std::sqrt(std::max(0.0, r * r - dy * dy));
-        const int x0 = std::max(0, static_cast<int>(std::floor(gx - half))), x1 = std::min(kWatch - 1, static_cast<int>(std::floor(gx + half)));
-        for (int column = x0; column <= x1; ++column) cells[row * kWatch + column] |= bit;
-      }
-    }
-
-    void follow(const Vehicle& v, double from, double to, double overhang, double radius, uint64_t bit) {
-      constexpr double kPace = 0.3;
-      const Path path{builder.path.data() + v.path, v.path_count};
-      const double start = path.at[0].progress, end = path.at[path.count - 1].progress;
-      const double first = std::min(std::max(from, start), end), last = std::min(std::max(to, first), end);
-      const int paces = static_cast<int>((last - first) / kPace) + 1;
-      for (int i = 0; i <= paces; ++i) {
-        const Pose<double> p = path.pose(first + (last - first) * i / paces);
-        mark(p.x, p.y, radius + kPace / 2.0, bit);
-      }
-      for (double beyond = kPace; overhang > 0.0 && beyond < overhang + kPace; beyond += kPace) {
-        const Pose<double> a = path.pose(first), b = path.pose(last);
-        mark(a.x - beyond * std::cos(a.heading), a.y - beyond * std::sin(a.heading), radius + kPace / 2.0, bit);
-        mark(b.x + beyond * std::cos(b.heading), b.y + beyond * std::sin(b.heading), radius + kPace / 2.0, bit);
-      }
-    }
-  };
-
-  /// Where the ego can get into the way of a vehicle, and which vehicles can.
-  void keep_watch() {
-    const double ahead = std::min(2.0 * std::max(head.ego.vx, 0.0), 32.0);
-    head.watch_x = head.origin_x + ahead * std::cos(head.ego.heading) - kWatch * kWatchCell / 2.0;
-    head.watch_y = head.origin_y + ahead * std::sin(head.ego.heading) - kWatch * kWatchCell / 2.0;
-    watch.assign(kWatch * kWatch, 0);
-    std::vector<uint64_t> reached(kWatch * kWatch, 0);
-    std::vector<char> corridor_out(vehicles.size()), reach_out(vehicles.size());
-    for (size_t v = 0; v < vehicles.size(); ++v) {
-      const Vehicle& own = vehicles[v];
-      const uint64_t bit = uint64_t{1} << (v & 63);
-      const Path path{this->path.data() + own.path, own.path_count};
-      const double far = own.progress + 4.0 * own.speed + 8.0 + own.length / 2.0 + kHeadway * (own.speed + 4.0) + 1.0;
-      const int first = std::max(0, path.lower(own.progress - own.length) - 2), last = std::min(own.path_count, path.upper(far) + 2);
-      const double aslant = own.length / 2.0 * std::min(1.0, sharpest(own, first, last));  // a box does not bend with the path
-      Marker corridor{*this, watch}, reach{*this, reached};
-      const double behind = path.count > 1 ? path.at[path.count - 2].progress : own.progress;  // at its end a vehicle sees the last piece
-      corridor.follow(own, std::min(own.progress, behind), kInfinity, 0.0, own.width / 2.0 + 0.05, bit);
-      reach.follow(own, own.progress - own.length / 2.0, far, own.length / 2.0 + 0.5, own.width / 2.0 + aslant + 0.1, bit);
-      corridor_out[v] = corridor.outside, reach_out[v] = reach.outside;
-    }
-    add_neighbours(reached, corridor_out, reach_out);
-  }
-
-  /// Bits of the vehicles that may come into each other's way: their marks meet, or their bounds where marks end.
-  void add_neighbours(const std::vector<uint64_t>& reached, const std::vector<char>& corridor_out, const std::vector<char>& reach_out) {
-    for (size_t cell = 0; cell < watch.size(); ++cell) {
-      if (!reached[cell]) continue;
-      for (uint64_t bits = watch[cell]; bits; bits &= bits - 1)
-        for (size_t v = lowest_bit(bits); v < vehicles.size(); v += 64) vehicles[v].near |= reached[cell];
-    }
-    for (size_t v = 0; v < vehicles.size(); ++v)
-      for (size_t u = 0; u < vehicles.size(); ++u)
-        if (corridor_out[v] && reach_out[u] && meets(vehicles[v].corridor, vehicles[u].reach)) vehicles[v].near |= uint64_t{1} << (u & 63);
-  }
-
-  void let_stand(int64_t a, int64_t i) {
-    const double* s = in.agent_state + a * in.agent_steps * 5;
-    const bool on_road = within_layer(kLane, s[0], s[1]) || within_layer(kIntersectionLayer, s[0], s[1]);
-    bool stands = std::hypot(s[3], s[4]) < kStationary && !on_road;
-    const int64_t lane = starting_lane(s[0], s[1], s[2]);
-    if (!stands && lane >= 0) {
-      const Pose<double> pose = baseline_of(lane).nearest(s[0], s[1]);
-      stands = std::hypot(pose.x - s[0], pose.y - s[1]) > kSnap;
-    }
-    if (!stands) return;
-    standing.push_back({static_cast<int32_t>(i), 0, agent_corners(agents[i], 0)});
-    agents[i].role = -static_cast<int32_t>(standing.size());
-  }
-
-  /// What traffic does without the ego, written into the packed scene.
-  static void drive_alone(std::vector<char>& packed) {
-    PackedScene& scene = *reinterpret_cast<PackedScene*>(packed.data());
-    std::vector<char> memory(scene.world_bytes);
-    World world = world_in(scene, memory.data());
-    rollout_alone(scene, world, const_cast<Bounds*>(scene.at(scene.plain_bounds)), const_cast<uint64_t*>(scene.at(scene.plain_met)));
-    auto* plain = const_cast<double*>(scene.at(scene.plain));
-    auto* agent = const_cast<Agent*>(scene.at(scene.agent));
-    for (int v = 0; v < scene.vehicles; ++v) {
-      std::memcpy(plain + 2 * v * kSteps, world.progress + v * kSteps, kSteps * sizeof(double));
-      std::memcpy(plain + (2 * v + 1) * kSteps, world.speed + v * kSteps, kSteps * sizeof(double));
-      dress(scene, world, v, agent[scene.at(scene.vehicle)[v].agent]);
-    }
-    for (int i = 0; i < scene.standing; ++i) {
-      const_cast<uint64_t*>(scene.at(scene.stays))[i] = world.standing[i];
-      remain(world.standing[i], agent[scene.at(scene.stander)[i].agent]);
-    }
-  }
-
   // --- one block of memory ------------------------------------------------------------------------------------------
 
   static int64_t padded(size_t bytes) { return static_cast<int64_t>((bytes + 63) / 64 * 64); }
@@ -791,9 +445,12 @@ struct Builder {
     visit(grid, head.grid), visit(cells, head.cells), visit(lanes, head.lanes), visit(borders, head.borders);
     visit(near_edges, head.near_edges), visit(near_lines, head.near_lines), visit(polygons, head.polygon), visit(edges, head.edges);
     visit(agents, head.agent), visit(lights, head.light), visit(line, head.line), visit(line_start, head.line_start);
-    visit(line_blocks, head.line_blocks), visit(path, head.path), visit(vehicles, head.vehicle), visit(standing, head.stander);
-    visit(plain, head.plain), visit(stays, head.stays), visit(watch, head.watch), visit(plain_bounds, head.plain_bounds);
-    visit(plain_met, head.plain_met);
+    visit(line_blocks, head.line_blocks), visit(traffic.path, head.path), visit(traffic.corner_x, head.corner_x);
+    visit(traffic.corner_y, head.corner_y), visit(traffic.vehicles, head.vehicle), visit(traffic.meeting_of, head.meeting_of);
+    visit(traffic.meetings, head.meeting), visit(traffic.standing, head.stander), visit(traffic.passages, head.passage);
+    visit(traffic.plain, head.plain), visit(traffic.path_blocks, head.path_blocks), visit(traffic.stays, head.stays);
+    visit(traffic.watch, head.watch), visit(traffic.watch_blocks, head.watch_blocks), visit(traffic.plain_bounds, head.plain_bounds);
+    visit(traffic.plain_met, head.plain_met);
   }
 
   std::vector<char> pack() {
@@ -818,7 +475,7 @@ std::vector<char> prepare_scene(const SceneArrays& arrays, int64_t scene) {
   baseline::Builder builder(arrays, scene);
   builder.build();
   std::vector<char> packed = builder.pack();
-  if (arrays.reactive) baseline::Builder::drive_alone(packed);
+  if (arrays.reactive) baseline::drive_alone(packed);
   return packed;
 }
 

@@ -75,18 +75,17 @@ struct Light {
 
 /// A vertex of the path of a vehicle: the baseline of its lane without the last point, which the devkit loses.
 struct PathPoint {
-  double x, y, progress, heading;          // heading: unwrapped
-  double left_x, left_y, right_x, right_y; // corners of the outline of the whole path here,
-  int32_t corners;                         // bit 0: there is one on the left, bit 1: on the right; or kManyCorners
-  int32_t padding;
+  double x, y, progress, heading;  // heading: unwrapped
+  double across_x, across_y;       // from the piece that begins here to its left side
+  int32_t left, right;             // into `corner_x`: corners of the outline here; on the right they stand in falling order of vertices
 };
-
-constexpr int32_t kManyCorners = 4;  // ask the outline itself
 
 /// An agent that drives: it was snapped to the baseline of its lane.
 struct Vehicle {
   int32_t agent;
   int32_t path, path_count;  // into `path`
+  int32_t first, last;       // pieces that it can reach within the horizon, of its path
+  int32_t blocks;            // into `path_blocks`
   int32_t room;              // points that the outline of its footprint has at most
   double progress, speed;
   double target, limit;      // of speed; limit of its lane, NaN or 0 = none
@@ -96,13 +95,27 @@ struct Vehicle {
   uint64_t near;             // bit u % 64: vehicle u may come into its way
 };
 
+/// How a piece of one vehicle's path lies to the path of another, which goes along its own.
+struct Meeting {
+  float last;    // its progress beyond which nothing on the piece touches what lies ahead of it
+  float sure;    // its progress up to which the middle of a vehicle on the piece lies in its way
+  int32_t next;  // the first piece from this one on that comes near its path at all
+};
+
 constexpr double kWatchCell = 0.5;  // metres
 constexpr int kWatch = 192;         // cells of a side
+constexpr int kWatchBlock = 8;      // cells of a side of a block, of which one word tells what is in any of them
+constexpr int kWatchBlocks = kWatch / kWatchBlock;
 
 /// A vehicle that does not drive, and stays where it was as long as nothing touches it.
 struct Standing {
   int32_t agent, padding;
   Corners box;
+};
+
+/// Progress of a vehicle between which its box may touch a standing one; from > to: never.
+struct Passage {
+  double from, to;
 };
 
 /// What is the same for every point of a grid cell, and what must be asked.
@@ -151,13 +164,20 @@ struct PackedScene {
   Span<Bounds> line_blocks;
   // reactive traffic
   int32_t vehicles, standing, corridor_room, room_padding;
+  Bounds reach;                // all that vehicles can occupy within the horizon
   int64_t world_bytes;         // working memory of a candidate
   Span<PathPoint> path;
+  Span<double> corner_x, corner_y;
+  Span<Bounds> path_blocks;    // of the pieces of each path, kBlock at a time
   Span<Vehicle> vehicle;
+  Span<int32_t> meeting_of;    // vehicles x vehicles: where their pieces begin in `meeting`; -1: they must be asked
+  Span<Meeting> meeting;
   Span<Standing> stander;
+  Span<Passage> passage;       // standing x vehicles
   Span<double> plain;          // 2 x 41 for each vehicle: progress and speed without the ego
   double watch_x, watch_y;     // a grid around where the ego may go
   Span<uint64_t> watch;        // of each cell, bit v % 64: the path of vehicle v may cover some of it
+  Span<uint64_t> watch_blocks;
   Span<Bounds> plain_bounds;   // 41 for each vehicle: what it occupies after each step without the ego
   Span<uint64_t> plain_met;    // 41 for each vehicle: which others (bit u % 64) lay in its way then
   Span<uint64_t> stays;        // bit t: a standing vehicle is there at step t, without the ego

@@ -1,0 +1,243 @@
+// The vehicles of reactive traffic around one candidate: where they are, what they occupy, and what lies in their way.
+// Inline, host and device. What looks odd in a rule is part of the official score; irlvla.ops.reference.traffic says it plainly.
+#pragma once
+#include "metrics.h"
+#include "outline.h"
+
+namespace irlvla {
+namespace IRLVLA_ISA {
+
+constexpr double kTargetSpeed = 10.0, kLeastGap = 1.0, kHeadway = 1.5, kAcceleration = 1.0, kDeceleration = 2.0;
+constexpr double kSnap = 3.0, kRadius = 100.0, kLookAhead = 0.5, kStationary = 0.1;
+
+// --- the world of one candidate -----------------------------------------------------------------------------------------
+
+/// A vehicle while it drives. `step` counts the updates it had.
+struct Driver {
+  double progress, speed, target;
+  int step, region_step;
+  int gone_at;   // first step without it, or kSteps
+  int changed;   // it is not where it is without the ego,
+  int since;     // from this step on
+  int span_step;             // when it was last known what it spans:
+  int rear, middle, front;   // pieces of its path at its ends and its middle,
+  int beyond;                // and that its box reaches beyond the path, or it is not there yet
+  Pose<double> pose;
+  Corners box;
+  Ring strip;    // what it covers beside its box
+  Bounds bounds;
+};
+
+/// Working memory of one candidate: drivers, how far and how fast each was, rings, and the agents that the ego changed.
+struct World {
+  Agent* agent;              // vehicles, then those that stand
+  Driver* driver;            // V
+  double *progress, *speed;  // V x 41
+  uint64_t* standing;        // bit t: a standing vehicle is there at step t
+  Ring corridor;
+  bool plain_known = true;   // what traffic does without the ego
+  uint64_t* met = nullptr;   // V x 41, where it is made: which others lay in a vehicle's way
+
+  IRLVLA_HD static int64_t bytes(int vehicles, int standing, int64_t room) {
+    const int64_t all = (vehicles + standing) * static_cast<int64_t>(sizeof(Agent)) + standing * static_cast<int64_t>(sizeof(uint64_t)) +
+                        vehicles * static_cast<int64_t>(sizeof(Driver) + 2 * kSteps * sizeof(double)) + room * 2 * static_cast<int64_t>(sizeof(double));
+    return (all + 64) / 64 * 64;
+  }
+};
+
+IRLVLA_HD World world_in(const PackedScene& scene, char* memory) {
+  const int n = scene.vehicles;
+  World world;
+  world.agent = reinterpret_cast<Agent*>(memory);
+  world.driver = reinterpret_cast<Driver*>(world.agent + n + scene.standing);
+  world.progress = reinterpret_cast<double*>(world.driver + n);
+  world.speed = world.progress + n * kSteps;
+  world.standing = reinterpret_cast<uint64_t*>(world.speed + n * kSteps);
+  double* room = reinterpret_cast<double*>(world.standing + scene.standing);
+  const Vehicle* vehicles = scene.at(scene.vehicle);
+  for (int v = 0; v < n; ++v) {
+    const int size = vehicles[v].room;
+    world.driver[v].strip = {room, room + size, 0, nothing()};
+    room += 2 * size;
+  }
+  world.corridor = {room, room + scene.corridor_room, 0, nothing()};
+  return world;
+}
+
+IRLVLA_HD void start(const PackedScene& scene, World& world) {
+  for (int v = 0; v < scene.vehicles; ++v) {
+    const Vehicle& vehicle = scene.at(scene.vehicle)[v];
+    Driver& d = world.driver[v];
+    d.progress = vehicle.progress, d.speed = vehicle.speed, d.target = vehicle.target;
+    d.step = 0, d.region_step = d.span_step = -1, d.gone_at = kSteps, d.changed = 0;
+    d.rear = d.middle = d.front = vehicle.first;
+    world.progress[v * kSteps] = d.progress, world.speed[v * kSteps] = d.speed;
+  }
+}
+
+// --- what vehicles occupy -----------------------------------------------------------------------------------------------
+
+/// Find the pieces of its path that a vehicle spans, from those that it spanned before.
+IRLVLA_HD void span(const Path& path, const Vehicle& vehicle, Driver& d) {
+  if (d.span_step == d.step) return;
+  const double rear = d.progress - vehicle.length / 2.0, front = d.progress + vehicle.length / 2.0;
+  d.span_step = d.step;
+  d.rear = path.walk(d.rear, rear), d.middle = path.walk(d.middle, d.progress), d.front = path.walk(d.front, front + d.speed * kHeadway);
+  d.beyond = d.step == 0 || rear < path.at[0].progress || front > path.end() || d.rear < vehicle.first || d.front >= vehicle.last;
+}
+
+/// What a vehicle occupies now: at first its box on the line of its lane, then its footprint along the path.
+IRLVLA_HD_CALLED void settle(const PackedScene& scene, const Vehicle& vehicle, Driver& d) {
+  if (d.region_step == d.step) return;
+  const Path path = path_of(scene, vehicle);
+  span(path, vehicle, d);
+  d.pose = path.pose(d.middle, path.clamp(d.progress));
+  d.region_step = d.step;
+  d.strip.size = 0, d.strip.bounds = nothing();
+  if (d.step == 0) {
+    d.box = vehicle.box;
+  } else {
+    const double half = vehicle.length / 2.0;
+    const double rear = path.clamp(d.progress - half), front = path.clamp(d.progress + half + d.speed * kHeadway);
+    buffer(path, path.between(d.rear, rear, d.front, front), vehicle.width / 2.0, d.strip);
+    d.box = box_corners(d.pose.x, d.pose.y, d.pose.heading, half, vehicle.width / 2.0);
+  }
+  d.bounds = both(ring_of(d.box).bounds, d.strip.bounds);
+}
+
+/// What vehicle u occupies, roughly, without making its outline where that is known.
+IRLVLA_HD const Bounds& extent(const PackedScene& scene, World& world, int u) {
+  Driver& other = world.driver[u];
+  if (!other.changed && world.plain_known) return scene.at(scene.plain_bounds)[u * kSteps + other.step];
+  settle(scene, scene.at(scene.vehicle)[u], other);
+  return other.bounds;
+}
+
+/// Distance between what a vehicle occupies and something with a box and perhaps a strip, as far as it is below `most`.
+IRLVLA_HD_CALLED double region_distance(Driver& d, Corners& box, const Ring& strip, const Bounds& bounds, double most) {
+  const Ring own[2] = {ring_of(d.box), d.strip}, other[2] = {ring_of(box), strip};
+  if (meets(d.bounds, bounds))
+    for (int i = 0; i < 4; ++i)
+      if (rings_touch(own[i >> 1], other[i & 1])) return 0.0;
+  return rings_distance(own, other, d.pose.x, d.pose.y, most);
+}
+
+/// The ego as traffic sees it; the devkit takes its rear axle for the centre of its box.
+struct Sight {
+  double x, y, heading, speed;
+  Corners box;
+  Ring ring;
+};
+
+// --- what lies in a vehicle's way ---------------------------------------------------------------------------------------
+
+/// The path ahead of a vehicle.
+struct Corridor {
+  Path path;
+  Part ahead;
+  double half_width;
+  const Bounds* blocks;
+};
+
+IRLVLA_HD Corridor corridor_of(const PackedScene& scene, const World& world, int v) {
+  const Vehicle& vehicle = scene.at(scene.vehicle)[v];
+  const Path path = path_of(scene, vehicle);
+  const Driver& d = world.driver[v];
+  return {path, path.ahead(path.walk(d.middle, d.progress), path.clamp(d.progress)), vehicle.width / 2.0, scene.at(scene.path_blocks) + vehicle.blocks};
+}
+
+/// The points of a path ahead between which it comes near something, or none.
+struct Stretch {
+  int first, last;
+};
+
+IRLVLA_HD Stretch stretch_near(const Corridor& corridor, const Bounds& around) {
+  const double margin = corridor.half_width + 0.01;
+  const Bounds wide{around.x0 - margin, around.y0 - margin, around.x1 + margin, around.y1 + margin};
+  const Part& part = corridor.ahead;
+  const PathPoint* p = corridor.path.at;
+  Stretch found{0, -1};
+  if (part.has_head && part.size() > 1) {
+    double x, y;
+    corridor.path.at_of(part, 1, x, y);
+    if (meets(wide, bounds_of({part.head_x, part.head_y, x, y}))) found = {0, 1};
+  }
+  for (int begin = part.first; begin + 1 < part.last;) {
+    const int block = begin / kBlock, end = (block + 1) * kBlock < part.last - 1 ? (block + 1) * kBlock : part.last - 1;
+    for (int k = meets(wide, corridor.blocks[block]) ? begin : end; k < end; ++k) {
+      if (!meets(wide, bounds_of({p[k].x, p[k].y, p[k + 1].x, p[k + 1].y}))) continue;
+      if (found.last < 0) found.first = k - part.first + part.has_head;
+      found.last = k + 1 - part.first + part.has_head;
+    }
+    begin = end;
+  }
+  return found;
+}
+
+/// A point surely lies in a corridor, beside one of the pieces of a stretch.
+IRLVLA_HD bool surely_covers(const Corridor& corridor, const Stretch& stretch, double px, double py) {
+  double ax, ay, bx, by;
+  corridor.path.at_of(corridor.ahead, stretch.first, ax, ay);
+  for (int i = stretch.first + 1; i <= stretch.last; ++i, ax = bx, ay = by) {
+    corridor.path.at_of(corridor.ahead, i, bx, by);
+    const double dx = bx - ax, dy = by - ay, length2 = dx * dx + dy * dy, along = (px - ax) * dx + (py - ay) * dy;
+    const double across = dx * (py - ay) - dy * (px - ax);
+    if (along > 0.01 * length2 && along < 0.99 * length2 && across * across < 0.98 * corridor.half_width * corridor.half_width * length2) return true;
+  }
+  return false;
+}
+
+/// A line without what lies far from a stretch of it: two more vertices stay at each end, so that the stretch looks the same.
+IRLVLA_HD Part cut(const Part& part, const Stretch& stretch) {
+  Part out = part;
+  if (stretch.first > 2) out.first = part.first + stretch.first - 2 - part.has_head, out.has_head = false;
+  if (stretch.last < part.size() - 3) out.last = part.first + stretch.last + 3 - part.has_head, out.has_tail = false;
+  return out;
+}
+
+IRLVLA_HD bool may_meet(const Vehicle& vehicle, int u) { return (vehicle.near >> (u & 63)) & 1; }
+
+/// Whether a box, or a strip with the same bounds, touches the outline of a vehicle's path ahead.
+IRLVLA_HD_CALLED bool in_way(World& world, const Corridor& corridor, const Bounds& bounds, Corners& box, const Ring* strip) {
+  const Stretch stretch = stretch_near(corridor, bounds);
+  if (stretch.last < 0) return false;
+  if (surely_covers(corridor, stretch, 0.5 * (box.x[0] + box.x[2]), 0.5 * (box.y[0] + box.y[2]))) return true;
+  buffer(corridor.path, cut(corridor.ahead, stretch), corridor.half_width, world.corridor);
+  return rings_touch(world.corridor, ring_of(box)) || (strip && rings_touch(world.corridor, *strip));
+}
+
+enum Glance { kClear, kBlocked, kUnsure };
+
+/// Whether vehicle u lies in the way of v, as far as it is known for the pieces of their paths.
+IRLVLA_HD_CALLED Glance glance(const PackedScene& scene, World& world, int v, int u) {
+  const int32_t begin = scene.at(scene.meeting_of)[v * scene.vehicles + u];
+  const Vehicle &own = scene.at(scene.vehicle)[v], &other = scene.at(scene.vehicle)[u];
+  Driver& d = world.driver[u];
+  if (begin < 0) return kUnsure;
+  span(path_of(scene, other), other, d);
+  if (d.beyond) return kUnsure;
+  const Path path = path_of(scene, own);
+  const double from = larger(path.at[0].progress, smaller(world.driver[v].progress, path.at[path.count - 2].progress));
+  const Meeting* meeting = scene.at(scene.meeting) + begin - other.first;
+  if (from <= meeting[d.middle].sure) return kBlocked;
+  for (int k = meeting[d.rear].next; k <= d.front; ++k)
+    if (from <= meeting[k].last) return kUnsure;
+  return kClear;
+}
+
+IRLVLA_HD_CALLED bool vehicle_in_way(const PackedScene& scene, World& world, int v, int u) {
+  const Glance known = glance(scene, world, v, u);
+  if (known != kUnsure) return known == kBlocked;
+  const Corridor corridor = corridor_of(scene, world, v);
+  if (stretch_near(corridor, extent(scene, world, u)).last < 0) return false;
+  Driver& other = world.driver[u];
+  settle(scene, scene.at(scene.vehicle)[u], other);
+  return in_way(world, corridor, other.bounds, other.box, &other.strip);
+}
+
+IRLVLA_HD bool ego_in_way(const PackedScene& scene, World& world, int v, Sight& ego) {
+  return in_way(world, corridor_of(scene, world, v), ego.ring.bounds, ego.box, nullptr);
+}
+
+}  // namespace IRLVLA_ISA
+}  // namespace irlvla

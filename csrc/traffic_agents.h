@@ -1,0 +1,117 @@
+// The agents that vehicles of reactive traffic become around one candidate. Inline, host and device.
+#pragma once
+#include "drivers.h"
+
+namespace irlvla {
+namespace IRLVLA_ISA {
+
+/// Place an agent at step t.
+IRLVLA_HD_CALLED void stand(const PackedScene& scene, Agent& agent, int t, double x, double y, double heading) {
+  agent.x[t] = x, agent.y[t] = y;
+  sine_cosine(heading, agent.sine[t], agent.cosine[t]);
+  sine_cosine(heading + kHalfPi, agent.lateral_sine[t], agent.lateral_cosine[t]);
+  const double c = absolute(agent.cosine[t]), s = absolute(agent.sine[t]);
+  const double ex = c * agent.half_length + s * agent.half_width, ey = s * agent.half_length + c * agent.half_width;
+  Envelope& e = agent.envelope;
+  outward(x - scene.origin_x - ex, x - scene.origin_x + ex, e.x0[t], e.x1[t]);
+  outward(y - scene.origin_y - ey, y - scene.origin_y + ey, e.y0[t], e.y1[t]);
+  agent.x0 = e.x0[t] < agent.x0 ? e.x0[t] : agent.x0, agent.x1 = e.x1[t] > agent.x1 ? e.x1[t] : agent.x1;
+  agent.y0 = e.y0[t] < agent.y0 ? e.y0[t] : agent.y0, agent.y1 = e.y1[t] > agent.y1 ? e.y1[t] : agent.y1;
+}
+
+/// Forget all steps of an agent from `first` on.
+IRLVLA_HD void empty(Agent& agent, int first) {
+  for (int t = first; t < kFrames; ++t)
+    agent.envelope.x0[t] = agent.envelope.y0[t] = 3e38f, agent.envelope.x1[t] = agent.envelope.y1[t] = -3e38f;
+  agent.x0 = agent.y0 = 3e38f, agent.x1 = agent.y1 = -3e38f;
+  for (int t = 0; t < first; ++t) {
+    const Envelope& e = agent.envelope;
+    agent.x0 = e.x0[t] < agent.x0 ? e.x0[t] : agent.x0, agent.x1 = e.x1[t] > agent.x1 ? e.x1[t] : agent.x1;
+    agent.y0 = e.y0[t] < agent.y0 ? e.y0[t] : agent.y0, agent.y1 = e.y1[t] > agent.y1 ? e.y1[t] : agent.y1;
+  }
+}
+
+/// The agent that a vehicle has become from a step on; before it stays as it is.
+IRLVLA_HD_CALLED void dress(const PackedScene& scene, const World& world, int v, int first, Agent& agent) {
+  const Vehicle& vehicle = scene.at(scene.vehicle)[v];
+  const Path path = path_of(scene, vehicle);
+  empty(agent, first);
+  int piece = vehicle.first;
+  for (int t = first; t < world.driver[v].gone_at && t < kSteps; ++t) {
+    const double progress = path.clamp(world.progress[v * kSteps + t]);
+    piece = path.walk(piece, progress);
+    const Pose<double> pose = path.pose(piece, progress);
+    stand(scene, agent, t, pose.x, pose.y, pose.heading);
+  }
+}
+
+/// The agent that a standing vehicle is at the steps of `mask`; step 0 stays as recorded.
+IRLVLA_HD void remain(uint64_t mask, Agent& agent) {
+  empty(agent, 1);
+  const Envelope& first = agent.envelope;
+  Envelope& e = agent.envelope;
+  for (int t = 1; t < kSteps; ++t) {
+    if (!((mask >> t) & 1)) continue;
+    agent.x[t] = agent.x[0], agent.y[t] = agent.y[0], agent.cosine[t] = agent.cosine[0], agent.sine[t] = agent.sine[0];
+    agent.lateral_cosine[t] = agent.lateral_cosine[0], agent.lateral_sine[t] = agent.lateral_sine[0];
+    e.x0[t] = first.x0[0], e.x1[t] = first.x1[0], e.y0[t] = first.y0[0], e.y1[t] = first.y1[0];
+  }
+}
+
+/// Steps at which vehicles that do not drive stay where they were: while no vehicle touches them, in their order.
+IRLVLA_HD void stay(const PackedScene& scene, const World& world) {
+  const Vehicle* vehicles = scene.at(scene.vehicle);
+  const Passage* passages = scene.at(scene.passage);
+  const Standing* standing = scene.at(scene.stander);
+  const uint64_t* plain = scene.at(scene.stays);
+  for (int i = 0; i < scene.standing; ++i) {
+    const Corners& own = standing[i].box;
+    const Passage* passage = passages + i * scene.vehicles;
+    bool same = world.plain_known;
+    for (int v = 0; v < scene.vehicles && same; ++v) same = !world.driver[v].changed || passage[v].from > passage[v].to;
+    for (int j = 0; j < i && same; ++j) same = world.standing[j] == plain[j] || !overlap(own, standing[j].box);
+    world.standing[i] = plain[i];
+    if (same) continue;
+    uint64_t free = ((uint64_t{1} << kSteps) - 1) & ~uint64_t{1};
+    for (int j = 0; j < i; ++j)
+      if (overlap(own, standing[j].box)) free &= ~world.standing[j];
+    for (int v = 0; v < scene.vehicles; ++v) {
+      if (passage[v].from > passage[v].to) continue;
+      const Path path = path_of(scene, vehicles[v]);
+      for (int t = 1; t < world.driver[v].gone_at && t < kSteps; ++t) {
+        const double progress = path.clamp(world.progress[v * kSteps + t]);
+        if (progress < passage[v].from || progress > passage[v].to) continue;
+        const Pose<double> pose = path.pose(progress);
+        if (overlap(own, box_corners(pose.x, pose.y, pose.heading, vehicles[v].length / 2.0, vehicles[v].width / 2.0))) free &= ~(uint64_t{1} << t);
+      }
+    }
+    world.standing[i] = free;
+  }
+}
+
+/// Make the agents that the ego changed. Those that it did not are the scene's own.
+IRLVLA_HD void dress_changed(const PackedScene& scene, World& world) {
+  const Agent* agents = scene.at(scene.agent);
+  for (int v = 0; v < scene.vehicles; ++v) {
+    if (!world.driver[v].changed) continue;
+    world.agent[v] = agents[scene.at(scene.vehicle)[v].agent];
+    dress(scene, world, v, world.driver[v].since, world.agent[v]);
+  }
+  for (int i = 0; i < scene.standing; ++i) {
+    if (world.standing[i] == scene.at(scene.stays)[i]) continue;
+    world.agent[scene.vehicles + i] = agents[scene.at(scene.stander)[i].agent];
+    remain(world.standing[i], world.agent[scene.vehicles + i]);
+  }
+}
+
+/// An agent of the scene as it is around this candidate.
+IRLVLA_HD const Agent& agent_in(const PackedScene& scene, const World* world, int a) {
+  const Agent& recorded = scene.at(scene.agent)[a];
+  if (!world || recorded.role == 0) return recorded;
+  if (recorded.role > 0) return world->driver[recorded.role - 1].changed ? world->agent[recorded.role - 1] : recorded;
+  const int i = -recorded.role - 1;
+  return world->standing[i] != scene.at(scene.stays)[i] ? world->agent[scene.vehicles + i] : recorded;
+}
+
+}  // namespace IRLVLA_ISA
+}  // namespace irlvla
