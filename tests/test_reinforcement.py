@@ -286,7 +286,7 @@ def test_the_audit_stops_a_reward_that_believes_too_much(config: Configure) -> N
     assert told.endswith(f"4 steps, of which {best['step']} was the best: run/checkpoints/best/model")
     again = reinforce(config("steps=40", "resume=true", reward="acme_rosy", out="run"))
     assert logged(again) == lines
-    unwatched = reinforce(config("audit.limit=null", reward="acme_rosy", out="unwatched"))
+    unwatched = reinforce(config("audit.limit=null", "audit.growth=null", reward="acme_rosy", out="unwatched"))
     assert summary(unwatched)["result"].startswith("4 steps")
 
 
@@ -295,6 +295,21 @@ def test_patience_is_of_validations_running() -> None:
     for gap, lost in ((0.2, False), (0.05, False), (0.2, False), (0.11, True)):
         patience.see(gap)
         assert patience.lost == lost
+
+
+def test_a_gap_that_grows_stops_a_run_too() -> None:
+    """Also of a reward that believed too little at first, and so is still below the exact score."""
+    patience = Patience(AuditConfig(growth=0.05, patience=2))
+    patience.begin(-0.2)
+    for gap, lost in ((-0.14, False), (-0.16, False), (-0.1, False), (-0.1, True)):
+        patience.see(gap)
+        assert patience.lost == lost
+    assert patience.allowed == "more than 0.1 above the exact score or 0.05 more above the exact score than at the start"
+    for growth in (None, 0.05):
+        alone = Patience(AuditConfig(limit=None, growth=growth, patience=1))
+        alone.begin(0.3)
+        alone.see(0.4)
+        assert alone.lost == (growth is not None)
 
 
 def test_the_audit_costs_what_it_is_allowed(config: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +321,7 @@ def test_the_audit_costs_what_it_is_allowed(config: Configure, monkeypatch: pyte
         return truth(self, obs, scene, plan, believed)
 
     monkeypatch.setattr(Judge, "truth", watch)
-    settings = {"reward": "acme_learner", "audit": {"every": 2, "share": 0.5, "limit": None}}
+    settings = {"reward": "acme_learner", "audit": {"every": 2, "share": 0.5, "limit": None, "growth": None}}
     lines = logged(reinforce(config("data.validation=null", **settings)))
     assert seen == [2, 2]
     assert ["reward/exact" in line for line in lines] == [False, False, True, False, True]
@@ -315,7 +330,7 @@ def test_the_audit_costs_what_it_is_allowed(config: Configure, monkeypatch: pyte
 def test_a_reward_can_be_refitted(config: Configure) -> None:
     """It comes to believe what is true; what it learns is part of the state."""
     refit = {"every": 1, "steps": 20, "lr": 0.1}
-    lines = logged(reinforce(config("steps=6", reward="acme_learner", refit=refit, audit={"limit": None})))
+    lines = logged(reinforce(config("steps=6", reward="acme_learner", refit=refit, audit={"limit": None, "growth": None})))
     assert lines[1]["refit/after"] < lines[1]["refit/before"]
     assert abs(lines[-1]["reward/gap"]) < abs(lines[1]["reward/gap"]) / 2
 
@@ -340,7 +355,7 @@ def test_the_reward_world_model(config: Configure, refit: Any) -> None:
     forward = type(reward.backbone).forward
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(reward.backbone), "forward", lambda self, obs: looks.append(len(obs)) or forward(self, obs))
-        lines = logged(reinforce(config(reward=None, saved_reward="reward", refit=refit, audit={"limit": None})))
+        lines = logged(reinforce(config(reward=None, saved_reward="reward", refit=refit, audit={"limit": None, "growth": None})))
     assert sum(looks) == 48  # the scenes of training and of validation
     assert "reward/gap_dac" in lines[-1]
     if refit:
@@ -354,7 +369,7 @@ def test_floors_hold_what_the_reward_would_give_away(config: Configure) -> None:
     """Slower is better for the score; with a floor under progress the policy gives less of it away."""
     progress = {}
     for floors in (None, {"fall": 0.0, "rate": 10.0}):
-        settings = {"reward": "acme_timid", "floors": floors, "audit": {"limit": None}, "out": f"run-{floors is None}"}
+        settings = {"reward": "acme_timid", "floors": floors, "audit": {"limit": None, "growth": None}, "out": f"run-{floors is None}"}
         lines = logged(reinforce(config("steps=20", "batch=12", "validation.every=20", "optimizer.lr=0.003", "hard=0", **settings)))
         progress[floors is None] = [line["audit/believed_ep"] for line in (lines[0], lines[-1])]
         assert ("floors/multiplier_ep" in lines[-1]) == (floors is not None)

@@ -29,23 +29,43 @@ class AuditConfig(Config):
     every: int = Field(1, ge=1, description="steps between looks at the plans that are learned from")
     share: float = Field(1.0, gt=0.0, le=1.0, description="of the scenes of such a step")
     limit: float | None = Field(0.1, gt=0.0, description="largest gap, believed minus exact, in held-out scenes; null = any")
+    growth: float | None = Field(0.05, gt=0.0, description="how much the gap may grow from what it is at the start; null = as it likes")
     patience: int = Field(2, ge=1, description="validations running with a larger gap, after which the run stops")
 
 
 class Patience(nn.Module):
-    """In how many validations running the gap was too large."""
+    """In how many validations running the gap was too large.
 
+    A reward that is wrong by as much for every plan misleads nobody; one that is climbed where it is wrong shows in a gap that grows.
+    """
+
+    first: Tensor  # the gap at the start; NaN = not measured
     over: Tensor
 
     def __init__(self, config: AuditConfig) -> None:
         super().__init__()
         self.config = config
+        self.register_buffer("first", torch.full((), torch.nan, dtype=torch.float64))
         self.register_buffer("over", torch.zeros((), dtype=torch.long))
+
+    def begin(self, gap: float) -> None:
+        """The gap before the first step."""
+        self.first.fill_(gap)
 
     def see(self, gap: float) -> None:
         """The gap of a validation."""
-        if self.config.limit is not None:
-            self.over.copy_((self.over + 1) * (gap > self.config.limit))
+        limit, growth = self.config.limit, self.config.growth
+        large = limit is not None and gap > limit
+        grown = growth is not None and gap - float(self.first) > growth
+        self.over.copy_((self.over + 1) * (large or grown))
+
+    @property
+    def allowed(self) -> str:
+        """What is too much."""
+        limit, growth = self.config.limit, self.config.growth
+        large = [] if limit is None else [f"more than {limit:g} above the exact score"]
+        grown = [] if growth is None else [f"{growth:g} more above the exact score than at the start"]
+        return " or ".join(large + grown)
 
     @property
     def lost(self) -> bool:
@@ -69,8 +89,7 @@ class Audit(Validation):
             return values
         believed, exact = (Epdms(torch.cat([one.values.double() for one in each])) for each in zip(*self.found, strict=True))
         audit = rewards(believed, exact)
-        if step:
-            self.patience.see(audit["gap"])
+        (self.patience.see if step else self.patience.begin)(audit["gap"])
         return values | {f"audit/{name}": value for name, value in audit.items()}
 
     def _drive(self, policy: Policy, batch: SceneBatch, obs: Observation) -> Plan:
@@ -88,10 +107,9 @@ class Audit(Validation):
     def summarise(self, steps: int, ended: str | None = None) -> None:
         """Write summary.json: what was measured of the best policy, and why the run stopped if it did."""
         if self.patience.lost:
-            config = self.patience.config
             ended = (
-                f"stopped by the audit: in {config.patience} validations running the reward believed more than {config.limit:g} "
-                f"above the exact score of the plans that are driven in held-out scenes. {steps} steps"
+                f"stopped by the audit: in {self.patience.config.patience} validations running the reward believed "
+                f"{self.patience.allowed}, of the plans that are driven in held-out scenes. {steps} steps"
             )
         super().summarise(steps, ended)
 

@@ -61,7 +61,9 @@ class ReinforceConfig(TrainingConfig):
         description="share of the scenes that are drawn by how badly the policy drives there; WorldEngine: hard ones help",
     )
     optimizer: OptimizerConfig = OptimizerConfig.model_validate({"lr": 5e-4, "warmup": 10, "weight_decay": 0.0, "final": 0.1})
-    ema: float = Field(0.98, ge=0.0, lt=1.0, description="decay of the moving average of the policy, which is what is validated and saved")
+    ema: float = Field(
+        0.0, ge=0.0, lt=1.0, description="decay of the moving average of the policy, which is what is validated and saved; 0 = the policy"
+    )
     audit: AuditConfig = AuditConfig.model_validate({})
     floors: FloorsConfig | None = Field(
         None, description="no sub-metric falls far below what it is at the start: {fall: 0.01}; null = the score alone counts"
@@ -80,7 +82,7 @@ def reinforce(config: ReinforceConfig) -> Path:
     Each step draws plans in some scenes, rewards them, and updates the policy. What the reward believes is compared with the exact
     score all the time; where it believes too much of held-out scenes for too long, the run stops. The directory holds the newest
     checkpoints, the best by the exact score (checkpoints/best/model), metrics.jsonl, learning_curve.png and summary.json. What is
-    validated and saved is the moving average of the policy; the policy itself draws the plans.
+    validated and saved is the moving average of the policy, if there is one; the policy itself draws the plans.
 
     Raises:
         ConfigError: the settings do not fit together, or name what is not there.
