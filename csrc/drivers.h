@@ -19,6 +19,7 @@ struct Driver {
   int gone_at;   // first step without it, or kSteps
   int changed;   // it is not where it is without the ego,
   int since;     // from this step on
+  double away;   // how far it is at least, squared, from the one whose way is asked about; infinite: not in that way
   int span_step;             // when it was last known what it spans:
   int rear, middle, front;   // pieces of its path at its ends and its middle,
   int beyond;                // and that its box reaches beyond the path, or it is not there yet
@@ -35,8 +36,10 @@ struct World {
   double *progress, *speed;  // V x 41
   uint64_t* standing;        // bit t: a standing vehicle is there at step t
   Ring corridor;
+  int now = 0;               // the step that is being taken
+  uint64_t changed = 0;      // bit v % 64: the ego changed vehicle v
+  uint64_t stirred = 0;      // bit v % 64: vehicle v is changed, or one that may come into its way is
   bool plain_known = true;   // what traffic does without the ego
-  uint64_t* met = nullptr;   // V x 41, where it is made: which others lay in a vehicle's way
 
   IRLVLA_HD static int64_t bytes(int vehicles, int standing, int64_t room) {
     const int64_t all = (vehicles + standing) * static_cast<int64_t>(sizeof(Agent)) + standing * static_cast<int64_t>(sizeof(uint64_t)) +
@@ -73,6 +76,32 @@ IRLVLA_HD void start(const PackedScene& scene, World& world) {
     d.rear = d.middle = d.front = vehicle.first;
     world.progress[v * kSteps] = d.progress, world.speed[v * kSteps] = d.speed;
   }
+}
+
+IRLVLA_HD uint64_t bit_of(int v) { return uint64_t{1} << (v & 63); }
+
+/// From step t on, a vehicle is not where it is without the ego.
+IRLVLA_HD void mark_changed(const PackedScene& scene, World& world, int v, int t) {
+  Driver& d = world.driver[v];
+  if (d.changed) return;
+  d.since = t, d.changed = 1;
+  world.changed |= bit_of(v), world.stirred |= bit_of(v) | scene.at(scene.vehicle)[v].felt;
+}
+
+/// A vehicle that nothing changed is brought to a step only when it is asked for.
+IRLVLA_HD Driver& driver_at(const PackedScene& scene, World& world, int v, int step) {
+  Driver& d = world.driver[v];
+  if (d.step == step || d.changed) return d;
+  const double* plain = scene.at(scene.plain) + 2 * v * kSteps;
+  d.progress = plain[step], d.speed = plain[kSteps + step], d.step = step;
+  return d;
+}
+
+/// Progress (0) or speed (1) of a vehicle at a step of the whole rollout.
+IRLVLA_HD double history_of(const PackedScene& scene, const World& world, int v, int which, int t) {
+  const Driver& d = world.driver[v];
+  if (world.plain_known && !(d.changed && t >= d.since)) return scene.at(scene.plain)[(2 * v + which) * kSteps + t];
+  return (which ? world.speed : world.progress)[v * kSteps + t];
 }
 
 // --- what vehicles occupy -----------------------------------------------------------------------------------------------
@@ -139,11 +168,12 @@ struct Corridor {
   const Bounds* blocks;
 };
 
-IRLVLA_HD Corridor corridor_of(const PackedScene& scene, const World& world, int v) {
+IRLVLA_HD Corridor corridor_of(const PackedScene& scene, World& world, int v) {
   const Vehicle& vehicle = scene.at(scene.vehicle)[v];
   const Path path = path_of(scene, vehicle);
-  const Driver& d = world.driver[v];
-  return {path, path.ahead(path.walk(d.middle, d.progress), path.clamp(d.progress)), vehicle.width / 2.0, scene.at(scene.path_blocks) + vehicle.blocks};
+  Driver& d = world.driver[v];
+  d.middle = path.walk(d.middle, d.progress);
+  return {path, path.ahead(d.middle, path.clamp(d.progress)), vehicle.width / 2.0, scene.at(scene.path_blocks) + vehicle.blocks};
 }
 
 /// The points of a path ahead between which it comes near something, or none.
@@ -226,6 +256,7 @@ IRLVLA_HD_CALLED Glance glance(const PackedScene& scene, World& world, int v, in
 }
 
 IRLVLA_HD_CALLED bool vehicle_in_way(const PackedScene& scene, World& world, int v, int u) {
+  driver_at(scene, world, u, world.now - (u > v));  // those before it in their order have taken the step already
   const Glance known = glance(scene, world, v, u);
   if (known != kUnsure) return known == kBlocked;
   const Corridor corridor = corridor_of(scene, world, v);

@@ -61,6 +61,7 @@ IRLVLA_HD uint64_t eight_bits(const uint8_t* bytes) {
 #ifndef __CUDACC__
 constexpr int kLanes = 8;
 typedef double Pack __attribute__((vector_size(8 * kLanes)));
+typedef double Pair __attribute__((vector_size(16)));
 
 inline Pack square_root(Pack x) {
   Pack result;
@@ -111,6 +112,33 @@ template <class R> IRLVLA_HD void sine_cosine(R x, R& sine, R& cosine) {
   const R s_abs = odd ? c : s, c_abs = odd ? s : c;
   sine = quadrant >= 2.0 ? -s_abs : s_abs;
   cosine = ((quadrant == 1.0) | (quadrant == 2.0)) ? -c_abs : c_abs;
+}
+
+/// Sines and cosines of many angles.
+IRLVLA_HD void sines_cosines(const double* angle, int count, double* sine, double* cosine) {
+#ifdef __CUDACC__
+  for (int i = 0; i < count; ++i) sine_cosine(angle[i], sine[i], cosine[i]);
+#else
+  for (int i = 0; i < count; i += kLanes) {
+    const int bytes = 8 * (count - i < kLanes ? count - i : kLanes);
+    Pack a{}, s, c;
+    __builtin_memcpy(&a, angle + i, bytes);
+    sine_cosine(a, s, c);
+    __builtin_memcpy(sine + i, &s, bytes), __builtin_memcpy(cosine + i, &c, bytes);
+  }
+#endif
+}
+
+/// Sine and cosine of a heading and of the direction to its left.
+IRLVLA_HD void directions(double heading, double& sine, double& cosine, double& lateral_sine, double& lateral_cosine) {
+#ifdef __CUDACC__
+  sine_cosine(heading, sine, cosine);
+  sine_cosine(heading + kHalfPi, lateral_sine, lateral_cosine);
+#else
+  Pair s, c;
+  sine_cosine(Pair{heading, heading + kHalfPi}, s, c);
+  sine = s[0], lateral_sine = s[1], cosine = c[0], lateral_cosine = c[1];
+#endif
 }
 
 /// atan2(sin a, cos a): the angle in [-pi, pi].
@@ -251,8 +279,7 @@ IRLVLA_HD Corners box_corners(double x, double y, double c, double s, double lc,
 
 IRLVLA_HD Corners box_corners(double x, double y, double heading, double half_length, double half_width) {
   double s, c, ls, lc;
-  sine_cosine(heading, s, c);
-  sine_cosine(heading + kHalfPi, ls, lc);
+  directions(heading, s, c, ls, lc);
   return box_corners(x, y, c, s, lc, ls, half_length, half_width);
 }
 

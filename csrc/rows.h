@@ -218,8 +218,8 @@ IRLVLA_HD void traffic_row(const TrafficTask& task, int64_t i, char* memory) {
     const Path path = path_of(scene, vehicle);
     const int64_t row = (task.track_offsets[i] + vehicle.agent) * kSteps;
     for (int t = 1; t < world.driver[v].gone_at && t < kSteps; ++t) {
-      const Pose<double> pose = path.pose(path.clamp(world.progress[v * kSteps + t]));
-      const double speed = world.speed[v * kSteps + t];
+      const Pose<double> pose = path.pose(path.clamp(history_of(scene, world, v, 0, t)));
+      const double speed = history_of(scene, world, v, 1, t);
       double sine, cosine, *out = task.tracks + 5 * (row + t);
       sine_cosine(pose.heading, sine, cosine);
       out[0] = pose.x, out[1] = pose.y, out[2] = pose.heading, out[3] = speed * cosine, out[4] = speed * sine;

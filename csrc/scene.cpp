@@ -449,7 +449,8 @@ struct Builder {
     visit(traffic.corner_y, head.corner_y), visit(traffic.vehicles, head.vehicle), visit(traffic.meeting_of, head.meeting_of);
     visit(traffic.meetings, head.meeting), visit(traffic.standing, head.stander), visit(traffic.passages, head.passage);
     visit(traffic.plain, head.plain), visit(traffic.path_blocks, head.path_blocks), visit(traffic.stays, head.stays);
-    visit(traffic.watch, head.watch), visit(traffic.watch_blocks, head.watch_blocks), visit(traffic.plain_bounds, head.plain_bounds);
+    visit(traffic.watch, head.watch), visit(traffic.watch_discs, head.watch_discs);
+    visit(traffic.plain_bounds, head.plain_bounds);
     visit(traffic.plain_met, head.plain_met);
   }
 

@@ -93,6 +93,7 @@ struct Vehicle {
   Corners box;               // where it was snapped to
   Bounds reach, corridor;    // all that it can occupy within the horizon; its whole path ahead
   uint64_t near;             // bit u % 64: vehicle u may come into its way
+  uint64_t felt;             // bit u % 64: it may come into the way of vehicle u
 };
 
 /// How a piece of one vehicle's path lies to the path of another, which goes along its own.
@@ -104,8 +105,7 @@ struct Meeting {
 
 constexpr double kWatchCell = 0.5;  // metres
 constexpr int kWatch = 192;         // cells of a side
-constexpr int kWatchBlock = 8;      // cells of a side of a block, of which one word tells what is in any of them
-constexpr int kWatchBlocks = kWatch / kWatchBlock;
+constexpr double kDisc = 1.45;      // metres: three discs of this radius in a row cover the ego's box
 
 /// A vehicle that does not drive, and stays where it was as long as nothing touches it.
 struct Standing {
@@ -177,7 +177,7 @@ struct PackedScene {
   Span<double> plain;          // 2 x 41 for each vehicle: progress and speed without the ego
   double watch_x, watch_y;     // a grid around where the ego may go
   Span<uint64_t> watch;        // of each cell, bit v % 64: the path of vehicle v may cover some of it
-  Span<uint64_t> watch_blocks;
+  Span<uint64_t> watch_discs;  // of each cell: the path of vehicle v may meet a disc around some point of it
   Span<Bounds> plain_bounds;   // 41 for each vehicle: what it occupies after each step without the ego
   Span<uint64_t> plain_met;    // 41 for each vehicle: which others (bit u % 64) lay in its way then
   Span<uint64_t> stays;        // bit t: a standing vehicle is there at step t, without the ego

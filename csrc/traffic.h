@@ -9,15 +9,21 @@ namespace IRLVLA_ISA {
 /// The one in front: the nearest of those in the way. Of equally near ones the devkit's tree finds that whose middle lies lowest.
 struct Lead {
   double gap = kInfinity, middle = kInfinity, speed = 0.0, heading = 0.0;
+  int number = 0;  // of vehicles that are alike the first is it
   bool found = false;
 
   /// Nothing farther than this is of interest.
   IRLVLA_HD double most() const { return found ? gap * (1.0 + 1e-12) + 1e-12 : kInfinity; }
 
-  IRLVLA_HD void consider(double distance, const Bounds& bounds, double its_speed, double its_heading) {
+  IRLVLA_HD bool beats(double distance, double its_middle, int its_number) const {
+    if (!found || distance != gap) return found && gap < distance;
+    return middle < its_middle || (middle == its_middle && number < its_number);
+  }
+
+  IRLVLA_HD void consider(int its_number, double distance, const Bounds& bounds, double its_speed, double its_heading) {
     const double its_middle = bounds.y0 + bounds.y1;
-    if (found && (distance > gap || (distance == gap && its_middle >= middle))) return;
-    gap = distance, middle = its_middle, speed = its_speed, heading = its_heading, found = true;
+    if (beats(distance, its_middle, its_number)) return;
+    gap = distance, middle = its_middle, speed = its_speed, heading = its_heading, number = its_number, found = true;
   }
 };
 
@@ -43,27 +49,50 @@ template <class Visit> IRLVLA_HD bool each_other(const PackedScene& scene, int v
   return false;
 }
 
+/// Notes how far the others in a vehicle's way are at least. Returns which are (bit u % 64), and the one that seems nearest.
+IRLVLA_HD_CALLED uint64_t look_ahead(const PackedScene& scene, World& world, int v, int& nearest) {
+  const Vehicle& vehicle = scene.at(scene.vehicle)[v];
+  Driver& d = world.driver[v];
+  uint64_t met = 0;
+  nearest = -1;
+  each_other(scene, v, vehicle.near, [&](int u) {
+    Driver& other = world.driver[u];
+    other.away = kInfinity;
+    if (other.gone_at < kSteps || !vehicle_in_way(scene, world, v, u)) return false;
+    met |= bit_of(u);
+    settle(scene, vehicle, d);
+    other.away = gap2(d.bounds, extent(scene, world, u));
+    if (nearest < 0 || other.away < world.driver[nearest].away) nearest = u;
+    return false;
+  });
+  return met;
+}
+
 /// One step of a vehicle. Returns which others lie in its way (bit u % 64). `ego`: null where it cannot.
 IRLVLA_HD_CALLED uint64_t drive(const PackedScene& scene, World& world, int v, Sight* ego) {
   const Vehicle& vehicle = scene.at(scene.vehicle)[v];
   Driver& d = world.driver[v];
-  uint64_t met = 0;
   Lead lead;
-  each_other(scene, v, vehicle.near, [&](int u) {
+  const auto ask = [&](int u) {
     Driver& other = world.driver[u];
-    if (other.gone_at < kSteps || !vehicle_in_way(scene, world, v, u)) return false;
-    met |= uint64_t{1} << (u & 63);
-    settle(scene, vehicle, d);
     const double most = lead.most();
-    if (gap2(d.bounds, extent(scene, world, u)) > most * most) return false;
+    if (other.away == kInfinity || other.away > most * most) return false;
     settle(scene, scene.at(scene.vehicle)[u], other);
-    lead.consider(region_distance(d, other.box, other.strip, other.bounds, most), other.bounds, other.speed, other.pose.heading);
+    const double gap = region_distance(d, other.box, other.strip, other.bounds, most);
+    lead.consider(u, gap, other.bounds, other.speed, other.pose.heading);
     return false;
-  });
+  };
+  int nearest;
+  const uint64_t met = look_ahead(scene, world, v, nearest);
+  if (met) {
+    ask(nearest);
+    each_other(scene, v, met & vehicle.near, [&](int u) { return u != nearest && ask(u); });
+  }
   if (ego && ego_in_way(scene, world, v, *ego)) {
     const Ring none{nullptr, nullptr, 0, nothing()};
     settle(scene, vehicle, d);
-    lead.consider(region_distance(d, ego->box, none, ego->ring.bounds, lead.most()), ego->ring.bounds, ego->speed, ego->heading);
+    const double gap = region_distance(d, ego->box, none, ego->ring.bounds, lead.most());
+    lead.consider(scene.vehicles, gap, ego->ring.bounds, ego->speed, ego->heading);
   }
   if (lead.found) {
     double sine, cosine;
@@ -75,17 +104,26 @@ IRLVLA_HD_CALLED uint64_t drive(const PackedScene& scene, World& world, int v, S
   return met;
 }
 
+/// Vehicles (bit v % 64) whose path may touch one of the discs that cover the ego's box, which lies on the grid.
+IRLVLA_HD uint64_t watched_by_discs(const PackedScene& scene, const Corners& box) {
+  const double x = (0.5 * (box.x[0] + box.x[2]) - scene.watch_x) / kWatchCell;
+  const double y = (0.5 * (box.y[0] + box.y[2]) - scene.watch_y) / kWatchCell;
+  const double dx = (box.x[0] - box.x[1]) / (3.0 * kWatchCell), dy = (box.y[0] - box.y[1]) / (3.0 * kWatchCell);
+  const uint64_t* discs = scene.at(scene.watch_discs);
+  uint64_t found = 0;
+  for (int k = -1; k <= 1; ++k) found |= discs[static_cast<int>(y + k * dy) * kWatch + static_cast<int>(x + k * dx)];
+  return found;
+}
+
 /// Vehicles (bit v % 64) whose path the ego's box may touch.
 IRLVLA_HD_CALLED uint64_t watched(const PackedScene& scene, const Sight& ego) {
   const Bounds& b = ego.ring.bounds;
   const double x0 = (b.x0 - scene.watch_x) / kWatchCell, x1 = (b.x1 - scene.watch_x) / kWatchCell;
   const double y0 = (b.y0 - scene.watch_y) / kWatchCell, y1 = (b.y1 - scene.watch_y) / kWatchCell;
   if (!(x0 >= 0.0 && y0 >= 0.0 && x1 < kWatch && y1 < kWatch)) return ~uint64_t{0};
-  const uint64_t *cells = scene.at(scene.watch), *blocks = scene.at(scene.watch_blocks);
-  uint64_t possible = 0;
-  for (int row = static_cast<int>(y0) / kWatchBlock; row <= static_cast<int>(y1) / kWatchBlock; ++row)
-    for (int column = static_cast<int>(x0) / kWatchBlock; column <= static_cast<int>(x1) / kWatchBlock; ++column)
-      possible |= blocks[row * kWatchBlocks + column];
+  const uint64_t possible = watched_by_discs(scene, ego.box);
+  if (!possible) return 0;
+  const uint64_t* cells = scene.at(scene.watch);
   double cx[4], cy[4];
   for (int k = 0; k < 4; ++k) cx[k] = (ego.box.x[k] - scene.watch_x) / kWatchCell, cy[k] = (ego.box.y[k] - scene.watch_y) / kWatchCell;
   double slope[4];
@@ -105,91 +143,121 @@ IRLVLA_HD_CALLED uint64_t watched(const PackedScene& scene, const Sight& ego) {
       from = smaller(from, smaller(xa, xb)), to = larger(to, larger(xa, xb));
     }
     const int first = static_cast<int>(larger(from - 1e-6, 0.0)), last = static_cast<int>(smaller(to + 1e-6, kWatch - 1));
-    for (int column = first; column <= last; ++column) found |= cells[row * kWatch + column];
+    for (int column = first; column <= last; ++column) found |= cells[row * kWatch + column] & possible;
   }
   return found;
 }
 
-/// Whether the ego, or what it changed, matters to a vehicle at step t. `changed` has a bit for each vehicle, v % 64.
-IRLVLA_HD_CALLED bool concerned(const PackedScene& scene, World& world, int v, int t, uint64_t changed, Sight* ego) {
+/// Whether the ego, or what it changed, matters to a vehicle at this step.
+IRLVLA_HD_CALLED bool concerned(const PackedScene& scene, World& world, int v, Sight* ego) {
   if (world.driver[v].changed) return true;
-  const uint64_t suspects = scene.at(scene.vehicle)[v].near & changed;
-  if (scene.at(scene.plain_met)[v * kSteps + t] & suspects) return true;
+  const uint64_t suspects = scene.at(scene.vehicle)[v].near & world.changed;
+  if (scene.at(scene.plain_met)[v * kSteps + world.now] & suspects) return true;
   if (ego && ego_in_way(scene, world, v, *ego)) return true;
   return each_other(scene, v, suspects, [&](int u) {
     return world.driver[u].changed && world.driver[u].gone_at == kSteps && vehicle_in_way(scene, world, v, u);
   });
 }
 
-/// Nothing within some bounds is so far from the ego that it leaves.
-IRLVLA_HD bool all_within(const Bounds& reach, const Sight& ego) {
-  const double dx = larger(absolute(reach.x0 - ego.x), absolute(reach.x1 - ego.x)), dy = larger(absolute(reach.y0 - ego.y), absolute(reach.y1 - ego.y));
+/// Nothing within some bounds is ever so far from the ego that it leaves; `trip`: where the ego goes.
+IRLVLA_HD bool all_within(const Bounds& reach, const Bounds& trip) {
+  const double dx = larger(reach.x1 - trip.x0, trip.x1 - reach.x0), dy = larger(reach.y1 - trip.y0, trip.y1 - reach.y0);
   return dx * dx + dy * dy < kRadius * kRadius;
 }
 
-/// Agents farther than 100 m from the ego leave for good.
-IRLVLA_HD_CALLED void leave(const PackedScene& scene, World& world, int t, const Sight& ego) {
-  const Vehicle* vehicles = scene.at(scene.vehicle);
-  if (all_within(scene.reach, ego)) return;
-  for (int v = 0; v < scene.vehicles; ++v) {
-    Driver& d = world.driver[v];
-    if (d.gone_at < kSteps || all_within(vehicles[v].reach, ego)) continue;
-    const Path path = path_of(scene, vehicles[v]);
-    const Pose<double> pose = path.pose(path.clamp(d.progress));
-    const double px = pose.x - ego.x, py = pose.y - ego.y;
-    if (square_root(px * px + py * py) > kRadius) d.gone_at = t, d.since = d.changed ? d.since : t, d.changed = 1;
-  }
+/// Vehicles (bit v % 64) that may leave.
+IRLVLA_HD uint64_t leaving(const PackedScene& scene, const Bounds& trip) {
+  uint64_t found = 0;
+  if (all_within(scene.reach, trip)) return found;
+  for (int v = 0; v < scene.vehicles; ++v)
+    if (!all_within(scene.at(scene.vehicle)[v].reach, trip)) found |= bit_of(v);
+  return found;
 }
 
-/// One step of all vehicles, in their order. Without an ego, in a world of its own.
-IRLVLA_HD_CALLED void take_step(const PackedScene& scene, World& world, int t, Sight* ego) {
-  const double* plain = scene.at(scene.plain);
-  uint64_t changed = 0, seen = 0;
-  if (ego) {
-    leave(scene, world, t, *ego);
-    seen = watched(scene, *ego);
-    for (int v = 0; v < scene.vehicles; ++v) changed |= static_cast<uint64_t>(world.driver[v].changed) << (v & 63);
-  }
-  for (int v = 0; v < scene.vehicles; ++v) {
-    Driver& d = world.driver[v];
-    if (d.gone_at < kSteps) continue;
-    const double *progress = plain + 2 * v * kSteps, *speed = progress + kSteps;
-    Sight* sees = (seen >> (v & 63)) & 1 ? ego : nullptr;
-    if (ego && !concerned(scene, world, v, t, changed, sees)) {
-      d.progress = progress[t], d.speed = speed[t];
-    } else {
-      const uint64_t met = drive(scene, world, v, sees);
-      if (world.met) world.met[v * kSteps + t] = met;
-      if (ego && (d.progress != progress[t] || d.speed != speed[t])) {
-        d.since = d.changed ? d.since : t, d.changed = 1;
-        changed |= uint64_t{1} << (v & 63);
-      }
+/// A vehicle does not leave now: all that it can occupy is near the ego, or what it occupies without the ego.
+IRLVLA_HD bool surely_stays(const PackedScene& scene, const World& world, int v, const Sight& ego) {
+  const Bounds here{ego.x, ego.y, ego.x, ego.y};
+  if (all_within(scene.at(scene.vehicle)[v].reach, here)) return true;
+  const int before = world.now - 1;
+  return before > 0 && !world.driver[v].changed && all_within(scene.at(scene.plain_bounds)[v * kSteps + before], here);
+}
+
+/// Agents farther than 100 m from the ego leave for good.
+IRLVLA_HD_CALLED void leave(const PackedScene& scene, World& world, uint64_t some, const Sight& ego) {
+  each_other(scene, -1, some, [&](int v) {
+    if (world.driver[v].gone_at < kSteps || surely_stays(scene, world, v, ego)) return false;
+    Driver& d = driver_at(scene, world, v, world.now - 1);
+    const Path path = path_of(scene, scene.at(scene.vehicle)[v]);
+    d.middle = path.walk(d.middle, d.progress);
+    const Pose<double> pose = path.pose(d.middle, path.clamp(d.progress));
+    const double px = pose.x - ego.x, py = pose.y - ego.y;
+    if (square_root(px * px + py * py) > kRadius) d.gone_at = world.now, mark_changed(scene, world, v, world.now);
+    return false;
+  });
+}
+
+/// A vehicle has taken this step.
+IRLVLA_HD void record(World& world, int v) {
+  Driver& d = world.driver[v];
+  d.step = world.now;
+  world.progress[v * kSteps + d.step] = d.progress, world.speed[v * kSteps + d.step] = d.speed;
+}
+
+/// One step of a vehicle around the ego.
+IRLVLA_HD_CALLED void react(const PackedScene& scene, World& world, int v, Sight* ego) {
+  const int t = world.now;
+  Driver& d = driver_at(scene, world, v, t - 1);
+  if (d.gone_at < kSteps || !concerned(scene, world, v, ego)) return;
+  drive(scene, world, v, ego);
+  const double* plain = scene.at(scene.plain) + 2 * v * kSteps;
+  if (d.progress != plain[t] || d.speed != plain[kSteps + t]) mark_changed(scene, world, v, t);
+  record(world, v);
+}
+
+/// One step of all vehicles, in their order: each of those that the ego, or what it changed, may matter to.
+IRLVLA_HD_CALLED void take_step(const PackedScene& scene, World& world, Sight& ego) {
+  const uint64_t seen = watched(scene, ego);
+  for (int base = 0; base < scene.vehicles; base += 64) {
+    uint64_t ahead = ~uint64_t{0};
+    for (uint64_t left = ahead & (seen | world.stirred); left; left = ahead & (seen | world.stirred)) {
+      const int k = lowest_bit(left);
+      if (base + k >= scene.vehicles) break;
+      react(scene, world, base + k, (seen >> k) & 1 ? &ego : nullptr);
+      ahead = ~uint64_t{1} << k;
     }
-    d.step = t;
-    world.progress[v * kSteps + t] = d.progress, world.speed[v * kSteps + t] = d.speed;
   }
 }
 
 /// Drive all traffic around an ego; see(t) is what it looks like at step t.
 template <class See> IRLVLA_HD void rollout(const PackedScene& scene, World& world, See see) {
   start(scene, world);
-  for (int t = 1; t < kSteps; ++t) {
-    Sight ego = see(t - 1);
+  Bounds trip = nothing();
+  for (int t = 0; t + 1 < kSteps; ++t) {
+    const Sight ego = see(t);
+    include(trip, ego.x, ego.y);
+  }
+  const uint64_t some = leaving(scene, trip);
+  for (world.now = 1; world.now < kSteps; ++world.now) {
+    Sight ego = see(world.now - 1);
     ego.ring = ring_of(ego.box);
-    take_step(scene, world, t, &ego);
+    leave(scene, world, some, ego);
+    take_step(scene, world, ego);
   }
   stay(scene, world);
 }
 
 /// Drive all traffic as if there were no ego. For each vehicle and step: `bounds` of what it occupies, and whom it `met`.
 IRLVLA_HD void rollout_alone(const PackedScene& scene, World& world, Bounds* bounds, uint64_t* met) {
-  world.plain_known = false, world.met = met;
+  world.plain_known = false;
   start(scene, world);
-  for (int t = 0; t < kSteps; ++t) {
-    if (t > 0) take_step(scene, world, t, nullptr);
+  for (world.now = 0; world.now < kSteps; ++world.now) {
+    for (int v = 0; v < scene.vehicles && world.now > 0; ++v) {
+      met[v * kSteps + world.now] = drive(scene, world, v, nullptr);
+      record(world, v);
+    }
     for (int v = 0; v < scene.vehicles; ++v) {
       settle(scene, scene.at(scene.vehicle)[v], world.driver[v]);
-      bounds[v * kSteps + t] = world.driver[v].bounds;
+      bounds[v * kSteps + world.now] = world.driver[v].bounds;
     }
   }
   stay(scene, world);

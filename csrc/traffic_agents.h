@@ -5,18 +5,28 @@
 namespace irlvla {
 namespace IRLVLA_ISA {
 
-/// Place an agent at step t.
-IRLVLA_HD_CALLED void stand(const PackedScene& scene, Agent& agent, int t, double x, double y, double heading) {
-  agent.x[t] = x, agent.y[t] = y;
-  sine_cosine(heading, agent.sine[t], agent.cosine[t]);
-  sine_cosine(heading + kHalfPi, agent.lateral_sine[t], agent.lateral_cosine[t]);
-  const double c = absolute(agent.cosine[t]), s = absolute(agent.sine[t]);
-  const double ex = c * agent.half_length + s * agent.half_width, ey = s * agent.half_length + c * agent.half_width;
-  Envelope& e = agent.envelope;
-  outward(x - scene.origin_x - ex, x - scene.origin_x + ex, e.x0[t], e.x1[t]);
-  outward(y - scene.origin_y - ey, y - scene.origin_y + ey, e.y0[t], e.y1[t]);
+/// Let the bounds of an agent hold those of a step.
+IRLVLA_HD void include(Agent& agent, int t) {
+  const Envelope& e = agent.envelope;
   agent.x0 = e.x0[t] < agent.x0 ? e.x0[t] : agent.x0, agent.x1 = e.x1[t] > agent.x1 ? e.x1[t] : agent.x1;
   agent.y0 = e.y0[t] < agent.y0 ? e.y0[t] : agent.y0, agent.y1 = e.y1[t] > agent.y1 ? e.y1[t] : agent.y1;
+}
+
+/// Directions and envelopes of an agent whose places are known.
+IRLVLA_HD_CALLED void turn_to(const PackedScene& scene, Agent& agent, int first, int last, const double* heading) {
+  double lateral[kSteps];
+  for (int t = first; t < last; ++t) lateral[t] = heading[t] + kHalfPi;
+  sines_cosines(heading + first, last - first, agent.sine + first, agent.cosine + first);
+  sines_cosines(lateral + first, last - first, agent.lateral_sine + first, agent.lateral_cosine + first);
+  Envelope& e = agent.envelope;
+  for (int t = first; t < last; ++t) {
+    const double c = absolute(agent.cosine[t]), s = absolute(agent.sine[t]);
+    const double x = agent.x[t] - scene.origin_x, y = agent.y[t] - scene.origin_y;
+    const double ex = c * agent.half_length + s * agent.half_width, ey = s * agent.half_length + c * agent.half_width;
+    outward(x - ex, x + ex, e.x0[t], e.x1[t]);
+    outward(y - ey, y + ey, e.y0[t], e.y1[t]);
+  }
+  for (int t = first; t < last; ++t) include(agent, t);
 }
 
 /// Forget all steps of an agent from `first` on.
@@ -24,11 +34,7 @@ IRLVLA_HD void empty(Agent& agent, int first) {
   for (int t = first; t < kFrames; ++t)
     agent.envelope.x0[t] = agent.envelope.y0[t] = 3e38f, agent.envelope.x1[t] = agent.envelope.y1[t] = -3e38f;
   agent.x0 = agent.y0 = 3e38f, agent.x1 = agent.y1 = -3e38f;
-  for (int t = 0; t < first; ++t) {
-    const Envelope& e = agent.envelope;
-    agent.x0 = e.x0[t] < agent.x0 ? e.x0[t] : agent.x0, agent.x1 = e.x1[t] > agent.x1 ? e.x1[t] : agent.x1;
-    agent.y0 = e.y0[t] < agent.y0 ? e.y0[t] : agent.y0, agent.y1 = e.y1[t] > agent.y1 ? e.y1[t] : agent.y1;
-  }
+  for (int t = 0; t < first; ++t) include(agent, t);
 }
 
 /// The agent that a vehicle has become from a step on; before it stays as it is.
@@ -36,13 +42,16 @@ IRLVLA_HD_CALLED void dress(const PackedScene& scene, const World& world, int v,
   const Vehicle& vehicle = scene.at(scene.vehicle)[v];
   const Path path = path_of(scene, vehicle);
   empty(agent, first);
+  const int last = world.driver[v].gone_at < kSteps ? world.driver[v].gone_at : kSteps;
+  double heading[kSteps];
   int piece = vehicle.first;
-  for (int t = first; t < world.driver[v].gone_at && t < kSteps; ++t) {
+  for (int t = first; t < last; ++t) {
     const double progress = path.clamp(world.progress[v * kSteps + t]);
     piece = path.walk(piece, progress);
     const Pose<double> pose = path.pose(piece, progress);
-    stand(scene, agent, t, pose.x, pose.y, pose.heading);
+    agent.x[t] = pose.x, agent.y[t] = pose.y, heading[t] = pose.heading;
   }
+  turn_to(scene, agent, first, last, heading);
 }
 
 /// The agent that a standing vehicle is at the steps of `mask`; step 0 stays as recorded.
@@ -79,7 +88,7 @@ IRLVLA_HD void stay(const PackedScene& scene, const World& world) {
       if (passage[v].from > passage[v].to) continue;
       const Path path = path_of(scene, vehicles[v]);
       for (int t = 1; t < world.driver[v].gone_at && t < kSteps; ++t) {
-        const double progress = path.clamp(world.progress[v * kSteps + t]);
+        const double progress = path.clamp(history_of(scene, world, v, 0, t));
         if (progress < passage[v].from || progress > passage[v].to) continue;
         const Pose<double> pose = path.pose(progress);
         if (overlap(own, box_corners(pose.x, pose.y, pose.heading, vehicles[v].length / 2.0, vehicles[v].width / 2.0))) free &= ~(uint64_t{1} << t);

@@ -166,21 +166,20 @@ struct Relations {
     const double ahead = std::min(2.0 * std::max(head.ego.vx, 0.0), 32.0);
     head.watch_x = head.origin_x + ahead * std::cos(head.ego.heading) - kWatch * kWatchCell / 2.0;
     head.watch_y = head.origin_y + ahead * std::sin(head.ego.heading) - kWatch * kWatchCell / 2.0;
-    out.watch.assign(kWatch * kWatch, 0), out.watch_blocks.assign(kWatchBlocks * kWatchBlocks, 0);
+    out.watch.assign(kWatch * kWatch, 0), out.watch_discs.assign(kWatch * kWatch, 0);
     std::vector<uint64_t> reached(kWatch * kWatch, 0);
     std::vector<char> corridor_out(out.vehicles.size()), reach_out(out.vehicles.size());
     for (size_t v = 0; v < out.vehicles.size(); ++v) {
       const Vehicle& own = out.vehicles[v];
       const uint64_t bit = uint64_t{1} << (v & 63);
       const Path path = path_of(own);
-      Marker corridor{head, out.watch}, reach{head, reached};
+      Marker corridor{head, out.watch}, discs{head, out.watch_discs}, reach{head, reached};
       const double behind = path.count > 1 ? path.at[path.count - 2].progress : own.progress;  // at its end a vehicle sees the last piece
       corridor.follow(path, std::min(own.progress, behind), kInfinity, 0.0, own.width / 2.0 + 0.05, bit);
+      discs.follow(path, std::min(own.progress, behind), kInfinity, 0.0, own.width / 2.0 + 0.05 + kDisc, bit);
       reach.follow(path, own.progress - own.length / 2.0, farthest(own), own.length / 2.0 + 0.5, own.width / 2.0 + aslant(own) + 0.1, bit);
       corridor_out[v] = corridor.outside, reach_out[v] = reach.outside;
     }
-    for (int cell = 0; cell < kWatch * kWatch; ++cell)
-      out.watch_blocks[cell / kWatch / kWatchBlock * kWatchBlocks + cell % kWatch / kWatchBlock] |= out.watch[cell];
     add_neighbours(reached, corridor_out, reach_out);
   }
 
@@ -193,7 +192,10 @@ struct Relations {
     }
     for (size_t v = 0; v < out.vehicles.size(); ++v)
       for (size_t u = 0; u < out.vehicles.size(); ++u)
-        if (corridor_out[v] && reach_out[u] && meets(out.vehicles[v].corridor, out.vehicles[u].reach)) out.vehicles[v].near |= uint64_t{1} << (u & 63);
+        if (corridor_out[v] && reach_out[u] && meets(out.vehicles[v].corridor, out.vehicles[u].reach)) out.vehicles[v].near |= bit_of(static_cast<int>(u));
+    for (size_t v = 0; v < out.vehicles.size(); ++v)
+      for (size_t u = 0; u < out.vehicles.size(); ++u)
+        if (may_meet(out.vehicles[v], static_cast<int>(u))) out.vehicles[u].felt |= bit_of(static_cast<int>(v));
   }
 
   // --- meetings -----------------------------------------------------------------------------------------------------

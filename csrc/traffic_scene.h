@@ -18,7 +18,7 @@ struct TrafficArrays {
   std::vector<Standing> standing;
   std::vector<Passage> passages;
   std::vector<double> plain;
-  std::vector<uint64_t> stays, watch, watch_blocks, plain_met;
+  std::vector<uint64_t> stays, watch, watch_discs, plain_met;
   std::vector<Bounds> plain_bounds;
 };
 
