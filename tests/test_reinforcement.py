@@ -205,15 +205,15 @@ def test_what_a_run_leaves(config: Configure) -> None:
 
 def test_what_is_saved_is_the_moving_average(config: Configure) -> None:
     """Which begins with the first step."""
-    one, three, averaged = (
+    one, two, averaged = (
         from_pretrained(reinforce(config(*settings, out=settings[0] + settings[1])) / "checkpoints" / "last" / "model").state_dict()  # type: ignore[union-attr]
         for settings in (("steps=1", "ema=0.9"), ("steps=2", "ema=0"), ("steps=2", "ema=0.9"))
     )
-    learnt = [name for name in one if not torch.equal(one[name], three[name])]
+    learnt = [name for name in one if not torch.equal(one[name], two[name])]
     assert learnt
     for name in learnt:
         decay = 2.0 / 11.0  # of the first average: it reaches back a tenth of the steps made
-        expected = decay * one[name] + (1.0 - decay) * three[name]
+        expected = decay * one[name] + (1.0 - decay) * two[name]
         assert torch.allclose(averaged[name], expected, rtol=1e-5, atol=1e-7), name
 
 

@@ -89,7 +89,10 @@ class Audit(Validation):
             return values
         believed, exact = (Epdms(torch.cat([one.values.double() for one in each])) for each in zip(*self.found, strict=True))
         audit = rewards(believed, exact)
-        (self.patience.see if step else self.patience.begin)(audit["gap"])
+        if step:
+            self.patience.see(audit["gap"])
+        else:
+            self.patience.begin(audit["gap"])
         return values | {f"audit/{name}": value for name, value in audit.items()}
 
     def _drive(self, policy: Policy, batch: SceneBatch, obs: Observation) -> Plan:
