@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Generator, Tensor, nn
 
+from irlvla.checkpoint import from_pretrained, save_pretrained
 from irlvla.components import Algorithm, Policy
 from irlvla.errors import ConfigError, InputError
 from irlvla.registry import build, installed
@@ -392,6 +394,14 @@ def test_state_is_saved_and_restored() -> None:
         results.append(one.update(model, steps, rollout))
     assert results[0] == results[1]
     assert results[0]["losses/kl"] > 0.0
+
+
+def test_what_it_remembers_is_saved_as_a_model(tmp_path: Path) -> None:
+    policy, algorithm = make_policy(), make("ppo", kl=0.1)
+    algorithm.update(policy, optimizer_of(policy, algorithm), make_rollout(policy))
+    again = from_pretrained(save_pretrained(algorithm, tmp_path / "ppo"))
+    assert len(algorithm.reference) > 0
+    assert torch.equal(cast(Any, again).reference, algorithm.reference)
 
 
 # -- what cannot be reinforced -----------------------------------------------------------------------------------------

@@ -277,7 +277,7 @@ def test_print_config_prints_a_recipe_with_its_help(run: Callable[..., Result], 
 def test_print_config_while_fields_are_missing(run: Callable[..., Result]) -> None:
     result = run("score", "--print-config")
     assert result.exit_code == 0
-    assert re.search(r"^  path: \?\?\? +# str: a file that Scene.save wrote", result.stdout, re.M)
+    assert re.search(r"^  path: \?\?\? +# path: a file that Scene.save wrote", result.stdout, re.M)
     Path("printed.yaml").write_text(result.stdout)
     assert "data.path: needs a value" in refusal(run("score", "printed.yaml"))
     assert "batch: must be a valid integer" in refusal(run("score", "printed.yaml", "batch=x", "--print-config"))

@@ -89,6 +89,13 @@ test_epdms = metric_checks("epdms", pdms=True)
 test_displacement = metric_checks("displacement")
 
 
+def test_scenes_behind_a_link(folder, tmp_path):
+    (tmp_path / "linked").symlink_to(folder)
+    assert len(irlvla.build("dataset", {"name": "scenes", "path": tmp_path})) == len(
+        irlvla.build("dataset", {"name": "scenes", "path": folder})
+    )
+
+
 def test_scenes(folder):
     results = check("dataset", "scenes", {"path": str(folder)})
     assert len(results) > 5

@@ -37,6 +37,11 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
     return path
 
 
+def files_under(folder: Path, pattern: str) -> list[Path]:
+    """Files in a folder and its sub-folders whose names match, in order of path; unlike rglob, behind links to folders too."""
+    return sorted(folder / path for path in glob.iglob(f"**/{pattern}", root_dir=folder, recursive=True, include_hidden=True))
+
+
 @contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """An empty folder to fill, which becomes `path` when the block ends without an error; an older `path` is replaced then.

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from irlvla.errors import FileError
+from irlvla.files import files_under
 from irlvla.types import STEPS, Kind, Layer, Scene
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -129,7 +130,7 @@ def find(paths: Iterable[str | os.PathLike[str]], only: str | None = None) -> li
     for path in map(Path, paths):
         if not path.exists():
             raise FileError(f"{path} does not exist")
-        inside = sorted(path.rglob("*.npz")) if path.is_dir() else [path]
+        inside = files_under(path, "*.npz") if path.is_dir() else [path]
         if not inside:
             raise FileError(f"{path} holds no .npz file")
         found += inside

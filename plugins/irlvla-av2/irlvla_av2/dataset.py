@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import glob
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from pydantic import Field
 
 from irlvla import FileError, Scene
 from irlvla.errors import did_you_mean
+from irlvla.files import files_under
 from irlvla.records import Agent, Polygon, Record, RecordDataset, pack, record
 from irlvla.types import REAR_AXLE_TO_CENTRE
 from irlvla_av2.logs import Log, read_log, sweep_times
@@ -43,9 +43,7 @@ class Av2Dataset(RecordDataset):
         if not self._root.is_dir():
             near = did_you_mean(self._root.name, (folder.name for folder in self._root.parent.glob("*/")))
             raise FileError(f"{self._root} does not exist. {near}".rstrip())
-        # rglob passes by links to folders, and data often lies elsewhere.
-        found = glob.iglob("**/city_SE3_egovehicle.feather", root_dir=self._root, recursive=True, include_hidden=True)
-        self.logs = sorted((self._root / path).parent for path in found)
+        self.logs = [path.parent for path in files_under(self._root, "city_SE3_egovehicle.feather")]
         if not self.logs:
             raise FileError(f"{self._root} holds no Argoverse 2 log: no city_SE3_egovehicle.feather under it")
         self.windows = [(number, sweep) for number, folder in enumerate(self.logs) for sweep in _windows(folder, config.every)]

@@ -150,11 +150,19 @@ def _read_weights(model: nn.Module, file: Path, remedy: str) -> None:
             given = {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise FileError(f"{file} holds no weights: {error}") from error
-    wrong = [f"{name} has the shape {given[name]}, not {shape}" for name, shape in expected.items() if given.get(name, shape) != shape]
+    # What is empty in a new model may take its shape from what was saved.
+    wrong = [
+        f"{name} has the shape {given[name]}, not {shape}"
+        for name, shape in expected.items()
+        if given.get(name, shape) != shape and 0 not in shape
+    ]
     if wrong:
         missing, unexpected = expected.keys() - given.keys(), given.keys() - expected.keys()
     else:  # it knows of weights that several names share
-        missing, unexpected = map(set, safetensors.torch.load_model(model, os.fspath(file), strict=False))
+        try:
+            missing, unexpected = map(set, safetensors.torch.load_model(model, os.fspath(file), strict=False))
+        except RuntimeError as error:
+            raise FileError(f"the weights of {file} do not fit the model: {error}\n{remedy}".rstrip()) from error
     wrong += [f"{name} is missing" for name in sorted(missing)] + [f"{name} is not expected" for name in sorted(unexpected)]
     if wrong:
         more = [f"and {len(wrong) - 10} more"] if len(wrong) > 10 else []

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from irlvla import components
 from irlvla.errors import FileError, did_you_mean
+from irlvla.files import files_under
 from irlvla.records import command_of
 from irlvla.types import Observation, Scene, Trajectory
 
@@ -30,13 +31,13 @@ class SceneFiles(components.Dataset):
     """
 
     class Config(components.Config):
-        path: str = Field(description="a file that Scene.save wrote, or a folder with such files (*.safetensors)")
+        path: Path = Field(description="a file that Scene.save wrote, or a folder with such files (*.safetensors)")
         privileged: bool = Field(True, description="put the scene into the observation, for components that are given the truth")
 
     def __init__(self, config: Any) -> None:
         """Raises `FileError` where there are no scenes, or other files among them."""
         super().__init__(config)
-        self.files = _files(Path(config.path).expanduser())
+        self.files = _files(config.path.expanduser())
         self.ends = np.cumsum([_count(file) for file in self.files])  # row after the last scene of each file
         self._kept: tuple[int, Scene] | None = None
         if len(self) == 0:
@@ -77,7 +78,7 @@ def _files(path: Path) -> list[Path]:
     for part in reversed([path, *path.parents]):
         if not part.exists():
             raise FileError(f"{part} does not exist. {did_you_mean(part.name, (near.name for near in part.parent.glob('*')))}".rstrip())
-    files = sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path]
+    files = files_under(path, f"*{SUFFIX}") if path.is_dir() else [path]
     if not files:
         raise FileError(f"{path} holds no {SUFFIX} file; write one with Scene.save")
     return files
