@@ -159,8 +159,8 @@ def train(
         ContractError, DivergedError: as `add_gradients`; the weights before the step are saved.
     """
     model, optimizer, schedule = prepared
+    model.train()
     for step in steps:
-        model.train()
         try:
             values = add_gradients(run, model, batches, clip)
         except DivergedError as error:
