@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +18,9 @@ from irlvla.errors import InputError, IrlvlaError
 from irlvla.run import Run
 from irlvla.scoring import HumanFilter, epdms
 from irlvla.stages.batches import SceneBatch, generator_of, numbered, read
-from irlvla.types import Epdms, Plan, StateIndex
+from irlvla.types import Batch, Epdms, Plan, StateIndex
+
+Labels = TypeVar("Labels", bound=Batch)
 
 
 class LabelledBatch(NamedTuple):
@@ -44,17 +47,14 @@ class Labeller:
     def __call__(self, batch: SceneBatch, generator: Generator) -> LabelledBatch:
         """Raises `InputError` for a scene without a human's drive, and if it cannot make as many candidates as are to be kept."""
         began = time.process_time()
-        made, labelling = self._made(batch, generator), 0.0
-        if self.keep is not None:
-            asked = time.process_time()
-            values = epdms(batch.scene, made.plan, human_filter=self.human_filter).values
-            labelling += time.process_time() - asked
-            made = made.chosen(balanced(values, self.keep - self.proposed, generator))
-        made = self._with_proposals(made, batch, generator)
+        made = self._with_proposals(self._made(batch, generator), batch, generator)
         asked = time.process_time()
         labels = epdms(batch.scene, made.plan, human_filter=self.human_filter, details=True)
-        ended = time.process_time()
-        return LabelledBatch(batch, made.plan, made.source, labels, torch.tensor([labelling + ended - asked, ended - began]))
+        labelling = time.process_time() - asked
+        if self.keep is not None:
+            rows = self._kept(labels.values, self.keep - self.proposed, generator)
+            made, labels = made.chosen(rows), _chosen(labels, rows)
+        return LabelledBatch(batch, made.plan, made.source, labels, torch.tensor([labelling, time.process_time() - began]))
 
     @property
     def proposed(self) -> int:
@@ -63,6 +63,12 @@ class Labeller:
             return 0
         there = self.proposals.shape[1]
         return there if self.keep is None else min(there, round(self.share * self.keep))
+
+    def _kept(self, values: Float[Tensor, "B K 9"], count: int, generator: Generator) -> Int[Tensor, "B keep"]:
+        """So many of the candidates that were made here, and all proposals, which stand behind them."""
+        made = values.shape[1] - self.proposed
+        proposed = torch.arange(made, values.shape[1], device=values.device).expand(len(values), -1)
+        return torch.cat([balanced(values[:, :made], count, generator), proposed], 1)
 
     def _made(self, batch: SceneBatch, generator: Generator) -> Candidates:
         speed = batch.observation.ego[:, -1, StateIndex.VX]
@@ -77,6 +83,17 @@ class Labeller:
         poses = torch.cat([made.plan.poses, there.take_along_dim(drawn[..., None, None], 1)], 1)
         source = torch.cat([made.source, made.source.new_full((len(there), count), Source.POLICY)], 1)
         return Candidates(Plan(poses, made.plan.dt), source)
+
+
+def _chosen(labels: Labels, rows: Int[Tensor, "B N"]) -> Labels:
+    """The labels of N of the candidates of each scene."""
+    index = torch.arange(len(rows), device=rows.device)[:, None], rows
+    chosen = {
+        name: _chosen(value, rows) if isinstance(value, Batch) else value[index]
+        for name, value in vars(labels).items()
+        if isinstance(value, Batch | Tensor)
+    }
+    return dataclasses.replace(labels, **chosen)
 
 
 @dataclass(frozen=True)
