@@ -25,6 +25,7 @@ from irlvla.stages import auditing, reinforcement
 from irlvla.stages.auditing import AuditConfig, Patience
 from irlvla.stages.batches import read
 from irlvla.stages.floors import Floors, FloorsConfig
+from irlvla.stages.measurement import Summary
 from irlvla.stages.reinforcement import EXPLORATION, ReinforceConfig, reinforce
 from irlvla.stages.rollouts import Clock, Difficulty, Judge, draw, rewards, rollout_of
 from irlvla.types import METRICS, Epdms, Plan
@@ -400,6 +401,36 @@ def test_multipliers() -> None:
     for _ in range(8):
         told = floors.see(None, None, 1, 0)  # type: ignore[arg-type]
     assert told["floors/multiplier_ep"] == 0.0
+
+
+def test_a_policy_below_a_floor_is_not_the_best(config: Configure) -> None:
+    """Its score rises, at the cost of progress; a floor that never binds in training does in held-out scenes."""
+    best, lines = {}, []
+    for held_out in (0.1, 1.0):
+        floors, out = {"fall": 1.0, "held_out": held_out}, f"run-{held_out}"
+        settings = {"reward": "acme_timid", "floors": floors, "audit": {"limit": None, "growth": None}, "out": out}
+        run = reinforce(config("steps=20", "batch=12", "validation.every=20", "optimizer.lr=0.003", "hard=0", **settings))
+        lines = logged(run)
+        best[held_out] = json.loads((run / "checkpoints" / "best" / "score.json").read_text())["step"]
+    assert lines[-1]["validation/epdms"] > lines[0]["validation/epdms"]
+    assert lines[-1]["validation/ep"] < lines[0]["validation/ep"] - 0.1
+    assert best == {0.1: 0, 1.0: 20}
+
+
+def test_what_floors_hold() -> None:
+    floors = Floors(FloorsConfig(held_out=0.1), nn.Linear(1, 1), None)  # type: ignore[arg-type]
+    again = Floors(FloorsConfig(held_out=0.1), nn.Linear(1, 1), None)  # type: ignore[arg-type]
+
+    def found(**means: float | None) -> Summary:
+        return {name: {"mean": mean, "count": 1} for name, mean in means.items()}
+
+    floors.begin(found(nc=0.9, ep=0.5, ec=None, epdms=0.6))
+    again.load_state_dict(floors.state_dict())  # as a run that goes on does
+    for one in (floors, again):
+        assert one.hold(found(nc=0.81, ep=0.9, dac=0.0, epdms=0.1))
+        assert not one.hold(found(nc=0.79, ep=0.9))
+        assert one.hold(found(epdms=0.7))
+    assert Floors(None, nn.Linear(1, 1), None).hold(found(nc=0.0))  # type: ignore[arg-type]
 
 
 # -- its parts ---------------------------------------------------------------------------------------------------------

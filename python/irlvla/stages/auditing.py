@@ -15,7 +15,9 @@ from irlvla.plots import REINFORCEMENT_PANELS, draw_learning_curve
 from irlvla.run import Run
 from irlvla.run.journal import METRICS
 from irlvla.stages.batches import SceneBatch
+from irlvla.stages.floors import Floors
 from irlvla.stages.imitation import Validation
+from irlvla.stages.measurement import Summary
 from irlvla.stages.rollouts import Drawn, Judge, rewards
 from irlvla.types import Epdms, Observation, Plan
 
@@ -76,9 +78,11 @@ class Patience(nn.Module):
 class Audit(Validation):
     """Held-out scenes, how the policy drives there, and what the reward believes of it."""
 
-    def __init__(self, run: Run, config: ReinforceConfig, dataset: Dataset | None, judge: Judge, patience: Patience) -> None:
+    def __init__(
+        self, run: Run, config: ReinforceConfig, dataset: Dataset | None, judge: Judge, patience: Patience, floors: Floors
+    ) -> None:
         super().__init__(run, cast(Any, config), dataset)
-        self.judge, self.patience = judge, patience
+        self.judge, self.patience, self.floors = judge, patience, floors
         self.found: list[tuple[Epdms, Epdms]] = []
 
     def measure(self, step: int, policy: Policy) -> dict[str, float]:
@@ -94,6 +98,12 @@ class Audit(Validation):
         else:
             self.patience.begin(audit["gap"])
         return values | {f"audit/{name}": value for name, value in audit.items()}
+
+    def may_be_best(self, step: int, found: Summary) -> bool:
+        """Not if a sub-metric has fallen through its floor."""
+        if not step:
+            self.floors.begin(found)
+        return self.floors.hold(found)
 
     def _drive(self, policy: Policy, batch: SceneBatch, obs: Observation) -> Plan:
         plan = super()._drive(policy, batch, obs)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from irlvla.components import Config, Policy
 from irlvla.stages.batches import SceneBatch, generator_of
+from irlvla.stages.measurement import Summary, means_of
 from irlvla.stages.rollouts import Judge
 from irlvla.types import METRICS, Epdms, Plan
 
@@ -19,6 +20,9 @@ class FloorsConfig(Config):
     """How far a sub-metric may fall, and how it is held."""
 
     fall: float = Field(0.01, ge=0.0, description="how far the mean of each sub-metric may fall below that of the policy at the start")
+    held_out: float = Field(
+        0.01, ge=0.0, description="the same in held-out scenes, by the exact score, of a policy that is kept as the best"
+    )
     rate: float = Field(0.5, gt=0.0, description="by how much a multiplier grows in a step, per unit that is missing")
     memory: float = Field(0.9, ge=0.0, lt=1.0, description="decay of the moving average by which a fall is told")
 
@@ -32,6 +36,7 @@ class Floors(nn.Module):
     the reward, in the scenes of each step, against what the policy of the start drives there.
     """
 
+    start: Tensor  # "M": means of the policy of the start in held-out scenes; NaN = not measured
     multipliers: Tensor  # "M"
     fallen: Tensor  # "M": moving averages
     weight: Tensor  # "": of what these averages have seen
@@ -40,6 +45,7 @@ class Floors(nn.Module):
         """`config`: None = there are none. `policy`: as it is at the start."""
         super().__init__()
         self.config, self.judge = config, judge
+        self.register_buffer("start", torch.full((len(METRICS),), torch.nan, dtype=torch.float64))
         self.register_buffer("multipliers", torch.zeros(len(METRICS)))
         self.register_buffer("fallen", torch.zeros(len(METRICS)))
         self.register_buffer("weight", torch.zeros(()))
@@ -70,9 +76,23 @@ class Floors(nn.Module):
         values |= {f"multiplier_{name}": value for name, value in zip(METRICS, self.multipliers.tolist(), strict=True)}
         return {f"floors/{name}": value for name, value in values.items()}
 
+    def begin(self, found: Summary) -> None:
+        """What the policy of the start reaches in held-out scenes."""
+        self.start.copy_(_means(found))
+
+    def hold(self, found: Summary) -> bool:
+        """Whether a policy may be the best: no sub-metric has fallen too far in held-out scenes."""
+        fall = self.start.cpu() - _means(found)
+        return self.config is None or not bool((fall > self.config.held_out).any())
+
     def _driven(self, policy: Policy, batch: SceneBatch, candidates: int, seed: int) -> Float[Tensor, "B M"]:
         """What the plans are worth that a policy drives."""
         with torch.no_grad():
             plan = policy.sample(batch.observation, candidates, generator=generator_of(batch, seed))
             best = Plan(plan.best().poses[:, None], plan.dt)
             return self.judge.believe(batch.observation, batch.scene, best).values[:, 0]
+
+
+def _means(found: Summary) -> Float[Tensor, " M"]:
+    means = means_of(found)
+    return torch.tensor([means.get(name, torch.nan) for name in METRICS], dtype=torch.float64)

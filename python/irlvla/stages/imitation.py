@@ -225,13 +225,18 @@ class Validation:
         if not self.batches:
             return {}
         found = self._measure(checked(self.batches), lambda batch: self._drive(policy, batch, batch.observation))
-        self.best.keep(step, policy, found)
+        if self.may_be_best(step, found):
+            self.best.keep(step, policy, found)
         values = _named("validation", found)
         if self.config.blanked:
             blind = self._measure(checked(self.pictured), lambda batch: self._drive(policy, batch, blanked(batch.observation)))
             values |= _named("blanked", blind)
         self.shown = {self.config.best: found[self.config.best]["mean"]}
         return values
+
+    def may_be_best(self, step: int, found: Summary) -> bool:
+        """Whether a policy that reaches this is kept if none was better."""
+        return True
 
     def _measure(self, batches: Iterable[SceneBatch], drive: Callable[[SceneBatch], Plan]) -> Summary:
         return measure_all(self.run, batches, self.metrics, drive)

@@ -110,7 +110,7 @@ def reinforce(config: ReinforceConfig) -> Path:
         reward.to(run.device)
         floors.first.to(run.device)
         refit = None if config.refit is None else Refit(run, config.refit, judge)
-        audit = Audit(run, config, datasets.get("validation"), judge, learner.patience)
+        audit = Audit(run, config, datasets.get("validation"), judge, learner.patience, learner.floors)
         first = run.restore()
         done = first
         models = [learner, floors.first, reward]
