@@ -24,9 +24,9 @@ struct Driver {
   int rear, middle, front;   // pieces of its path at its ends and its middle,
   int beyond;                // and that its box reaches beyond the path, or it is not there yet
   Pose<double> pose;
-  Corners box;
-  Ring strip;    // what it covers beside its box
-  Bounds bounds;
+  Ring ring[2];         // what it occupies: its box, and a strip
+  Bounds bounds;        // of both
+  double *room_x, *room_y;
 };
 
 /// Working memory of one candidate: drivers, how far and how fast each was, rings, and the agents that the ego changed.
@@ -60,7 +60,7 @@ IRLVLA_HD World world_in(const PackedScene& scene, char* memory) {
   const Vehicle* vehicles = scene.at(scene.vehicle);
   for (int v = 0; v < n; ++v) {
     const int size = vehicles[v].room;
-    world.driver[v].strip = {room, room + size, 0, nothing()};
+    world.driver[v].room_x = room, world.driver[v].room_y = room + size;
     room += 2 * size;
   }
   world.corridor = {room, room + scene.corridor_room, 0, nothing()};
@@ -115,47 +115,56 @@ IRLVLA_HD void span(const Path& path, const Vehicle& vehicle, Driver& d) {
   d.beyond = d.step == 0 || rear < path.at[0].progress || front > path.end() || d.rear < vehicle.first || d.front >= vehicle.last;
 }
 
-/// What a vehicle occupies now: at first its box on the line of its lane, then its footprint along the path.
-IRLVLA_HD_CALLED void settle(const PackedScene& scene, const Vehicle& vehicle, Driver& d) {
-  if (d.region_step == d.step) return;
+/// The box and the strip of a vehicle: at first its box on the line of its lane, then its footprint along the path.
+IRLVLA_HD void draw(const PackedScene& scene, const Vehicle& vehicle, Driver& d) {
   const Path path = path_of(scene, vehicle);
   span(path, vehicle, d);
   d.pose = path.pose(d.middle, path.clamp(d.progress));
-  d.region_step = d.step;
-  d.strip.size = 0, d.strip.bounds = nothing();
+  d.ring[0] = {d.room_x, d.room_y, 0, nothing()}, d.ring[1] = {d.room_x + 4, d.room_y + 4, 0, nothing()};
   if (d.step == 0) {
-    d.box = vehicle.box;
+    put_box(vehicle.box, d.ring[0]);
   } else {
     const double half = vehicle.length / 2.0;
     const double rear = path.clamp(d.progress - half), front = path.clamp(d.progress + half + d.speed * kHeadway);
-    buffer(path, path.between(d.rear, rear, d.front, front), vehicle.width / 2.0, d.strip);
-    d.box = box_corners(d.pose.x, d.pose.y, d.pose.heading, half, vehicle.width / 2.0);
+    buffer(path, path.between(d.rear, rear, d.front, front), vehicle.width / 2.0, d.ring[1]);
+    put_box(box_corners(d.pose.x, d.pose.y, d.pose.heading, half, vehicle.width / 2.0), d.ring[0]);
   }
-  d.bounds = both(ring_of(d.box).bounds, d.strip.bounds);
+  d.bounds = both(d.ring[0].bounds, d.ring[1].bounds);
 }
 
-/// What vehicle u occupies, roughly, without making its outline where that is known.
+/// What a vehicle occupies now. What one does that nothing changed was prepared with the scene.
+IRLVLA_HD_CALLED void settle(const PackedScene& scene, World& world, int v) {
+  Driver& d = world.driver[v];
+  if (d.region_step == d.step) return;
+  d.region_step = d.step;
+  if (d.changed || !world.plain_known) return draw(scene, scene.at(scene.vehicle)[v], d);
+  const Footprint& known = scene.at(scene.footprint)[v * kSteps + d.step];
+  auto *x = const_cast<double*>(scene.at(scene.ring_x)) + known.begin, *y = const_cast<double*>(scene.at(scene.ring_y)) + known.begin;  // only to read
+  d.pose = known.pose, d.bounds = known.bounds;
+  d.ring[0] = {x, y, 4, known.box}, d.ring[1] = {x + 4, y + 4, known.size, known.strip, known.tail};
+}
+
+/// The bounds of what vehicle u occupies.
 IRLVLA_HD const Bounds& extent(const PackedScene& scene, World& world, int u) {
   Driver& other = world.driver[u];
-  if (!other.changed && world.plain_known) return scene.at(scene.plain_bounds)[u * kSteps + other.step];
-  settle(scene, scene.at(scene.vehicle)[u], other);
+  if (!other.changed && world.plain_known) return scene.at(scene.footprint)[u * kSteps + other.step].bounds;
+  settle(scene, world, u);
   return other.bounds;
 }
 
-/// Distance between what a vehicle occupies and something with a box and perhaps a strip, as far as it is below `most`.
-IRLVLA_HD_CALLED double region_distance(Driver& d, Corners& box, const Ring& strip, const Bounds& bounds, double most) {
-  const Ring own[2] = {ring_of(d.box), d.strip}, other[2] = {ring_of(box), strip};
+/// Distance between what a vehicle and something else occupy, as far as it is below `most`.
+IRLVLA_HD_CALLED double region_distance(const Driver& d, const Ring* other, const Bounds& bounds, double most) {
   if (meets(d.bounds, bounds))
     for (int i = 0; i < 4; ++i)
-      if (rings_touch(own[i >> 1], other[i & 1])) return 0.0;
-  return rings_distance(own, other, d.pose.x, d.pose.y, most);
+      if (rings_touch(d.ring[i >> 1], other[i & 1])) return 0.0;
+  return rings_distance(d.ring, other, d.pose.x, d.pose.y, most);
 }
 
 /// The ego as traffic sees it; the devkit takes its rear axle for the centre of its box.
 struct Sight {
   double x, y, heading, speed;
   Corners box;
-  Ring ring;
+  Ring ring[2];  // the second has no points
 };
 
 // --- what lies in a vehicle's way ---------------------------------------------------------------------------------------
@@ -227,13 +236,13 @@ IRLVLA_HD Part cut(const Part& part, const Stretch& stretch) {
 
 IRLVLA_HD bool may_meet(const Vehicle& vehicle, int u) { return (vehicle.near >> (u & 63)) & 1; }
 
-/// Whether a box, or a strip with the same bounds, touches the outline of a vehicle's path ahead.
-IRLVLA_HD_CALLED bool in_way(World& world, const Corridor& corridor, const Bounds& bounds, Corners& box, const Ring* strip) {
+/// Whether a box or a strip, the second of two rings, touches the outline of a vehicle's path ahead.
+IRLVLA_HD_CALLED bool in_way(World& world, const Corridor& corridor, const Bounds& bounds, const Ring* rings) {
   const Stretch stretch = stretch_near(corridor, bounds);
   if (stretch.last < 0) return false;
-  if (surely_covers(corridor, stretch, 0.5 * (box.x[0] + box.x[2]), 0.5 * (box.y[0] + box.y[2]))) return true;
+  if (surely_covers(corridor, stretch, 0.5 * (rings[0].x[0] + rings[0].x[2]), 0.5 * (rings[0].y[0] + rings[0].y[2]))) return true;
   buffer(corridor.path, cut(corridor.ahead, stretch), corridor.half_width, world.corridor);
-  return rings_touch(world.corridor, ring_of(box)) || (strip && rings_touch(world.corridor, *strip));
+  return rings_touch(world.corridor, rings[0]) || rings_touch(world.corridor, rings[1]);
 }
 
 enum Glance { kClear, kBlocked, kUnsure };
@@ -262,12 +271,12 @@ IRLVLA_HD_CALLED bool vehicle_in_way(const PackedScene& scene, World& world, int
   const Corridor corridor = corridor_of(scene, world, v);
   if (stretch_near(corridor, extent(scene, world, u)).last < 0) return false;
   Driver& other = world.driver[u];
-  settle(scene, scene.at(scene.vehicle)[u], other);
-  return in_way(world, corridor, other.bounds, other.box, &other.strip);
+  settle(scene, world, u);
+  return in_way(world, corridor, other.bounds, other.ring);
 }
 
-IRLVLA_HD bool ego_in_way(const PackedScene& scene, World& world, int v, Sight& ego) {
-  return in_way(world, corridor_of(scene, world, v), ego.ring.bounds, ego.box, nullptr);
+IRLVLA_HD bool ego_in_way(const PackedScene& scene, World& world, int v, const Sight& ego) {
+  return in_way(world, corridor_of(scene, world, v), ego.ring[0].bounds, ego.ring);
 }
 
 }  // namespace IRLVLA_ISA

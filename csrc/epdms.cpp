@@ -139,24 +139,30 @@ void score_pack(const ScoreTask& task, int64_t first, int count) {
   if (task.states) store_pack(states, first, count, task.states);
   Track track, reference;
   const int64_t index = task.scene_index[first];
-  if (task.reference) place_reference(task, scene, index, reference, Alone{});
+  char* const memory = thread_memory(task.world_bytes + scene.agents);
+  uint8_t* const hits = reinterpret_cast<uint8_t*>(memory) + task.world_bytes;
+  if (task.reference) {
+    place_reference(task, scene, index, reference, Alone{});
+    const Areas areas = reference_areas(task.reference_masks + index * kMasks);
+    for (int a = 0; a < scene.agents; ++a) hits[a] = reference_hit(reference, areas, scene.at(scene.agent)[a]);
+  }
   for (int i = 0; i < count; ++i) {
     fill_track(scene, states, sine, cosine, lateral_sine, lateral_cosine, i, track);
     if (!task.reference) {
       evaluate(task, scene, nullptr, track, lane_bits(comfort, i), lane_bits(plain, i), first + i, Alone{});
       continue;
     }
-    World world = world_in(scene, thread_memory(task.world_bytes));
+    World world = world_in(scene, memory);
     rollout(scene, world, [&](int t) {
       Sight ego;
       ego.x = track.x[t], ego.y = track.y[t], ego.heading = states[t].heading[i], ego.speed = track.speed[t];
       ego.box = box_corners(ego.x, ego.y, track.cosine[t], track.sine[t], lateral_cosine[t][i], lateral_sine[t][i], kHalfLength, kHalfWidth);
       return ego;
     });
-    dress_changed(scene, world);
+    dress_changed(scene, world, around(scene, track), around(scene, reference));
     evaluate(task, scene, &world, track, lane_bits(comfort, i), lane_bits(plain, i), first + i, Alone{});
     task.metrics[(first + i) * kMetrics + kReferenceNc] =
-        reference_collisions(scene, world, reference, task.reference_masks + index * kMasks, Alone{});
+        reference_collisions(scene, world, reference, task.reference_masks + index * kMasks, hits, Alone{});
   }
 }
 

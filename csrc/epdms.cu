@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) surround(ScoreTask task, int64_t fir
     ego.box = box_corners(ego.x, ego.y, motion.cosine[t], motion.sine[t], motion.lateral_cosine[t], motion.lateral_sine[t], kHalfLength, kHalfWidth);
     return ego;
   });
-  dress_changed(scene, world);
+  dress_changed(scene, world, everywhere(), everywhere());
 }
 
 __global__ void __launch_bounds__(kThreads) judge(ScoreTask task, int64_t first, int64_t count, const Motion* motions) {
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads) judge(ScoreTask task, int64_t first,
   const int64_t index = task.scene_index[first + local];
   __syncwarp();
   place_reference(task, scene, index, track, warp);
-  const double nc = reference_collisions(scene, world, track, task.reference_masks + index * kMasks, warp);
+  const double nc = reference_collisions(scene, world, track, task.reference_masks + index * kMasks, nullptr, warp);
   if (warp.rank() == 0) task.metrics[(first + local) * kMetrics + kReferenceNc] = nc;
 }
 

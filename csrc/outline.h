@@ -53,15 +53,14 @@ struct Path {
     return k;
   }
   IRLVLA_HD void point(int k, double progress, double& x, double& y) const {
-    const PathPoint *a = at + k, *b = a + 1;
-    const double span = b->progress - a->progress, passed = progress - a->progress;
-    x = (b->x - a->x) / span * passed + a->x, y = (b->y - a->y) / span * passed + a->y;
+    const PathPoint* a = at + k;
+    const double passed = progress - a->progress;
+    x = a->slope_x * passed + a->x, y = a->slope_y * passed + a->y;
   }
   IRLVLA_HD Pose<double> pose(int k, double progress) const {
-    const PathPoint *a = at + k, *b = a + 1;
-    const double span = b->progress - a->progress, passed = progress - a->progress;
-    return {(b->x - a->x) / span * passed + a->x, (b->y - a->y) / span * passed + a->y,
-            principal((b->heading - a->heading) / span * passed + a->heading)};
+    const PathPoint* a = at + k;
+    const double passed = progress - a->progress;
+    return {a->slope_x * passed + a->x, a->slope_y * passed + a->y, principal(a->slope_heading * passed + a->heading)};
   }
   IRLVLA_HD Pose<double> pose(double progress) const { return pose(piece(progress), progress); }
 

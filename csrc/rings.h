@@ -26,10 +26,21 @@ struct Ring {
   int tail = 0;  // of an outline: the first of two points at the end of its line; the last two are at its beginning
 };
 
+IRLVLA_HD void enclose(Ring& ring) {
+  ring.bounds = nothing();
+  for (int k = 0; k < ring.size; ++k) include(ring.bounds, ring.x[k], ring.y[k]);
+}
+
 IRLVLA_HD Ring ring_of(Corners& box) {
   Ring ring{box.x, box.y, 4, nothing()};
-  for (int k = 0; k < 4; ++k) include(ring.bounds, box.x[k], box.y[k]);
+  enclose(ring);
   return ring;
+}
+
+IRLVLA_HD void put_box(const Corners& box, Ring& ring) {
+  for (int k = 0; k < 4; ++k) ring.x[k] = box.x[k], ring.y[k] = box.y[k];
+  ring.size = 4;
+  enclose(ring);
 }
 
 IRLVLA_HD Edge edge_of(const Ring& ring, int i) {

@@ -343,15 +343,25 @@ template <class Group> IRLVLA_HD void place_reference(const ScoreTask& task, con
   group.wait();
 }
 
-/// NC of the reference plan in the traffic of a candidate.
+/// What the reference plan collides with in an agent: 1 an object, 2 a road user.
+IRLVLA_HD uint8_t reference_hit(const Track& track, const Areas& areas, const Agent& agent) {
+  if (agent.x1 < track.x0 || track.x1 < agent.x0 || agent.y1 < track.y0 || track.y1 < agent.y0) return 0;
+  return first_collision(track, areas, agent).counts ? agent.fixed ? 1 : 2 : 0;
+}
+
+IRLVLA_HD Areas reference_areas(const int64_t* masks) {
+  return {static_cast<uint64_t>(masks[kMultipleLanesMask]), static_cast<uint64_t>(masks[kOffRoadMask]), 0, 0, 0};
+}
+
+/// NC of the reference plan in the traffic of a candidate. `known`: its hits of the scene's own agents, or null.
 template <class Group>
-IRLVLA_HD double reference_collisions(const PackedScene& scene, const World& world, const Track& track, const int64_t* masks, const Group& group) {
-  const Areas areas{static_cast<uint64_t>(masks[kMultipleLanesMask]), static_cast<uint64_t>(masks[kOffRoadMask]), 0, 0, 0};
+IRLVLA_HD double reference_collisions(const PackedScene& scene, const World& world, const Track& track, const int64_t* masks, const uint8_t* known,
+                                      const Group& group) {
+  const Areas areas = reference_areas(masks);
   uint64_t hit = 0;
   for (int a = group.rank(); a < scene.agents; a += Group::size) {
     const Agent& agent = agent_in(scene, &world, a);
-    if (agent.x1 < track.x0 || track.x1 < agent.x0 || agent.y1 < track.y0 || track.y1 < agent.y0) continue;
-    if (first_collision(track, areas, agent).counts) hit |= agent.fixed ? 1 : 2;
+    hit |= known && &agent == scene.at(scene.agent) + a ? known[a] : reference_hit(track, areas, agent);
   }
   hit = group.either(hit);
   return collision_score(hit & 2, hit & 1);

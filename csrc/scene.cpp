@@ -30,7 +30,8 @@ struct Workspace {
   std::vector<std::pair<int, double>> crossings;
 };
 
-Workspace& workspace() {
+// Not inline: compilers look up what belongs to a thread again at each use.
+[[gnu::noinline]] Workspace& workspace() {
   static thread_local Workspace work;
   return work;
 }
@@ -393,28 +394,39 @@ struct Builder {
 
   void write_cells(const std::vector<uint32_t>& flags, const std::vector<uint64_t>& covering, const std::vector<NearEdge>& near,
                    const std::vector<NearEdge>& lines) {
-    const size_t words = head.lane_words;
-    grid.resize(flags.size());
-    size_t n = 0, l = 0;
-    for (size_t cell = 0; cell < flags.size(); ++cell) {
-      Cell record{flags[cell], static_cast<uint32_t>(borders.size()), 0, static_cast<uint32_t>(near_lines.size()), 0};
-      while (n < near.size() && near[n].cell == cell) n = add_border(near, n);
-      for (; l < lines.size() && lines[l].cell == cell; ++l) near_lines.push_back(lines[l].item);
-      record.n_borders = static_cast<uint32_t>(borders.size()) - record.borders;
-      record.n_line = static_cast<uint32_t>(near_lines.size()) - record.line;
+    const size_t words = head.lane_words, count = flags.size(), columns = head.columns;
+    const uint32_t* const flag = flags.data();
+    const auto cell_of = [&](const std::vector<NearEdge>& items, size_t i) { return i < items.size() ? items[i].cell : count; };
+    grid.resize(count);
+    uint32_t* const record_of = grid.data();
+    size_t n = 0, l = 0, next = std::min(cell_of(near, 0), cell_of(lines, 0));  // the next cell with an edge or a line in it
+    bool plain = false;
+    for (size_t cell = 0; cell < count; ++cell) {
+      const bool before = plain;
       const uint64_t* own = covering.data() + cell * words;
+      plain = cell != next;
       // Neighbours mostly look alike: one record serves a whole run of them.
-      const bool plain = record.n_borders == 0 && record.n_line == 0 && cell > 0;
-      if (plain && repeats(grid[cell - 1], record.flags, own)) {
-        grid[cell] = grid[cell - 1];
-      } else if (plain && cell >= static_cast<size_t>(head.columns) && repeats(grid[cell - head.columns], record.flags, own)) {
-        grid[cell] = grid[cell - head.columns];
+      if (plain && before && flag[cell] == flag[cell - 1] && std::equal(own, own + words, own - words)) {
+        record_of[cell] = record_of[cell - 1];
+      } else if (plain && cell >= columns && repeats(record_of[cell - columns], flag[cell], own)) {
+        record_of[cell] = record_of[cell - columns];
       } else {
-        grid[cell] = static_cast<uint32_t>(cells.size());
-        cells.push_back(record);
+        record_of[cell] = static_cast<uint32_t>(cells.size());
+        add_cell(flag[cell], cell, near, n, lines, l);
         lanes.insert(lanes.end(), own, own + words);
+        next = std::min(cell_of(near, n), cell_of(lines, l));
       }
     }
+  }
+
+  /// The record of a cell, with its items from n and l on.
+  void add_cell(uint32_t flags, size_t cell, const std::vector<NearEdge>& near, size_t& n, const std::vector<NearEdge>& lines, size_t& l) {
+    Cell record{flags, static_cast<uint32_t>(borders.size()), 0, static_cast<uint32_t>(near_lines.size()), 0};
+    while (n < near.size() && near[n].cell == cell) n = add_border(near, n);
+    for (; l < lines.size() && lines[l].cell == cell; ++l) near_lines.push_back(lines[l].item);
+    record.n_borders = static_cast<uint32_t>(borders.size()) - record.borders;
+    record.n_line = static_cast<uint32_t>(near_lines.size()) - record.line;
+    cells.push_back(record);
   }
 
   bool repeats(uint32_t record, uint32_t flags, const uint64_t* own) const {
@@ -450,8 +462,7 @@ struct Builder {
     visit(traffic.meetings, head.meeting), visit(traffic.standing, head.stander), visit(traffic.passages, head.passage);
     visit(traffic.plain, head.plain), visit(traffic.path_blocks, head.path_blocks), visit(traffic.stays, head.stays);
     visit(traffic.watch, head.watch), visit(traffic.watch_discs, head.watch_discs);
-    visit(traffic.plain_bounds, head.plain_bounds);
-    visit(traffic.plain_met, head.plain_met);
+    visit(traffic.footprints, head.footprint), visit(traffic.plain_met, head.plain_met);
   }
 
   std::vector<char> pack() {

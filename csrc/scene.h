@@ -75,9 +75,10 @@ struct Light {
 
 /// A vertex of the path of a vehicle: the baseline of its lane without the last point, which the devkit loses.
 struct PathPoint {
-  double x, y, progress, heading;  // heading: unwrapped
-  double across_x, across_y;       // from the piece that begins here to its left side
-  int32_t left, right;             // into `corner_x`: corners of the outline here; on the right they stand in falling order of vertices
+  double x, y, progress, heading;          // heading: unwrapped
+  double slope_x, slope_y, slope_heading;  // per metre of progress, of the piece that begins here
+  double across_x, across_y;               // from the piece that begins here to its left side
+  int32_t left, right;                     // into `corner_x`: corners of the outline here; on the right they stand in falling order of vertices
 };
 
 /// An agent that drives: it was snapped to the baseline of its lane.
@@ -86,7 +87,7 @@ struct Vehicle {
   int32_t path, path_count;  // into `path`
   int32_t first, last;       // pieces that it can reach within the horizon, of its path
   int32_t blocks;            // into `path_blocks`
-  int32_t room;              // points that the outline of its footprint has at most
+  int32_t room;              // points that its footprint has at most
   double progress, speed;
   double target, limit;      // of speed; limit of its lane, NaN or 0 = none
   double length, width;
@@ -94,6 +95,13 @@ struct Vehicle {
   Bounds reach, corridor;    // all that it can occupy within the horizon; its whole path ahead
   uint64_t near;             // bit u % 64: vehicle u may come into its way
   uint64_t felt;             // bit u % 64: it may come into the way of vehicle u
+};
+
+/// What a vehicle occupies after a step: its box and the strip ahead.
+struct Footprint {
+  Bounds bounds, box, strip;
+  Pose<double> pose;
+  int32_t begin, size, tail, padding;  // of the strip; it stands in `ring_x` behind the four corners of the box, which `begin` there
 };
 
 /// How a piece of one vehicle's path lies to the path of another, which goes along its own.
@@ -178,7 +186,8 @@ struct PackedScene {
   double watch_x, watch_y;     // a grid around where the ego may go
   Span<uint64_t> watch;        // of each cell, bit v % 64: the path of vehicle v may cover some of it
   Span<uint64_t> watch_discs;  // of each cell: the path of vehicle v may meet a disc around some point of it
-  Span<Bounds> plain_bounds;   // 41 for each vehicle: what it occupies after each step without the ego
+  Span<Footprint> footprint;   // 41 for each vehicle: what it occupies after each step without the ego
+  Span<double> ring_x, ring_y; // of footprints
   Span<uint64_t> plain_met;    // 41 for each vehicle: which others (bit u % 64) lay in its way then
   Span<uint64_t> stays;        // bit t: a standing vehicle is there at step t, without the ego
 

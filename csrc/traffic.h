@@ -52,7 +52,7 @@ template <class Visit> IRLVLA_HD bool each_other(const PackedScene& scene, int v
 /// Notes how far the others in a vehicle's way are at least. Returns which are (bit u % 64), and the one that seems nearest.
 IRLVLA_HD_CALLED uint64_t look_ahead(const PackedScene& scene, World& world, int v, int& nearest) {
   const Vehicle& vehicle = scene.at(scene.vehicle)[v];
-  Driver& d = world.driver[v];
+  const Driver& d = world.driver[v];
   uint64_t met = 0;
   nearest = -1;
   each_other(scene, v, vehicle.near, [&](int u) {
@@ -60,7 +60,7 @@ IRLVLA_HD_CALLED uint64_t look_ahead(const PackedScene& scene, World& world, int
     other.away = kInfinity;
     if (other.gone_at < kSteps || !vehicle_in_way(scene, world, v, u)) return false;
     met |= bit_of(u);
-    settle(scene, vehicle, d);
+    settle(scene, world, v);
     other.away = gap2(d.bounds, extent(scene, world, u));
     if (nearest < 0 || other.away < world.driver[nearest].away) nearest = u;
     return false;
@@ -68,8 +68,8 @@ IRLVLA_HD_CALLED uint64_t look_ahead(const PackedScene& scene, World& world, int
   return met;
 }
 
-/// One step of a vehicle. Returns which others lie in its way (bit u % 64). `ego`: null where it cannot.
-IRLVLA_HD_CALLED uint64_t drive(const PackedScene& scene, World& world, int v, Sight* ego) {
+/// One step of a vehicle. Returns which others lie in its way (bit u % 64). `ego`: null where it does not.
+IRLVLA_HD_CALLED uint64_t drive(const PackedScene& scene, World& world, int v, const Sight* ego) {
   const Vehicle& vehicle = scene.at(scene.vehicle)[v];
   Driver& d = world.driver[v];
   Lead lead;
@@ -77,8 +77,8 @@ IRLVLA_HD_CALLED uint64_t drive(const PackedScene& scene, World& world, int v, S
     Driver& other = world.driver[u];
     const double most = lead.most();
     if (other.away == kInfinity || other.away > most * most) return false;
-    settle(scene, scene.at(scene.vehicle)[u], other);
-    const double gap = region_distance(d, other.box, other.strip, other.bounds, most);
+    settle(scene, world, u);
+    const double gap = region_distance(d, other.ring, other.bounds, most);
     lead.consider(u, gap, other.bounds, other.speed, other.pose.heading);
     return false;
   };
@@ -88,11 +88,10 @@ IRLVLA_HD_CALLED uint64_t drive(const PackedScene& scene, World& world, int v, S
     ask(nearest);
     each_other(scene, v, met & vehicle.near, [&](int u) { return u != nearest && ask(u); });
   }
-  if (ego && ego_in_way(scene, world, v, *ego)) {
-    const Ring none{nullptr, nullptr, 0, nothing()};
-    settle(scene, vehicle, d);
-    const double gap = region_distance(d, ego->box, none, ego->ring.bounds, lead.most());
-    lead.consider(scene.vehicles, gap, ego->ring.bounds, ego->speed, ego->heading);
+  if (ego) {
+    settle(scene, world, v);
+    const Bounds& bounds = ego->ring[0].bounds;
+    lead.consider(scene.vehicles, region_distance(d, ego->ring, bounds, lead.most()), bounds, ego->speed, ego->heading);
   }
   if (lead.found) {
     double sine, cosine;
@@ -117,7 +116,7 @@ IRLVLA_HD uint64_t watched_by_discs(const PackedScene& scene, const Corners& box
 
 /// Vehicles (bit v % 64) whose path the ego's box may touch.
 IRLVLA_HD_CALLED uint64_t watched(const PackedScene& scene, const Sight& ego) {
-  const Bounds& b = ego.ring.bounds;
+  const Bounds& b = ego.ring[0].bounds;
   const double x0 = (b.x0 - scene.watch_x) / kWatchCell, x1 = (b.x1 - scene.watch_x) / kWatchCell;
   const double y0 = (b.y0 - scene.watch_y) / kWatchCell, y1 = (b.y1 - scene.watch_y) / kWatchCell;
   if (!(x0 >= 0.0 && y0 >= 0.0 && x1 < kWatch && y1 < kWatch)) return ~uint64_t{0};
@@ -148,12 +147,11 @@ IRLVLA_HD_CALLED uint64_t watched(const PackedScene& scene, const Sight& ego) {
   return found;
 }
 
-/// Whether the ego, or what it changed, matters to a vehicle at this step.
-IRLVLA_HD_CALLED bool concerned(const PackedScene& scene, World& world, int v, Sight* ego) {
+/// Whether what the ego changed matters to a vehicle at this step.
+IRLVLA_HD_CALLED bool concerned(const PackedScene& scene, World& world, int v) {
   if (world.driver[v].changed) return true;
   const uint64_t suspects = scene.at(scene.vehicle)[v].near & world.changed;
   if (scene.at(scene.plain_met)[v * kSteps + world.now] & suspects) return true;
-  if (ego && ego_in_way(scene, world, v, *ego)) return true;
   return each_other(scene, v, suspects, [&](int u) {
     return world.driver[u].changed && world.driver[u].gone_at == kSteps && vehicle_in_way(scene, world, v, u);
   });
@@ -179,7 +177,7 @@ IRLVLA_HD bool surely_stays(const PackedScene& scene, const World& world, int v,
   const Bounds here{ego.x, ego.y, ego.x, ego.y};
   if (all_within(scene.at(scene.vehicle)[v].reach, here)) return true;
   const int before = world.now - 1;
-  return before > 0 && !world.driver[v].changed && all_within(scene.at(scene.plain_bounds)[v * kSteps + before], here);
+  return before > 0 && !world.driver[v].changed && all_within(scene.at(scene.footprint)[v * kSteps + before].bounds, here);
 }
 
 /// Agents farther than 100 m from the ego leave for good.
@@ -203,11 +201,13 @@ IRLVLA_HD void record(World& world, int v) {
   world.progress[v * kSteps + d.step] = d.progress, world.speed[v * kSteps + d.step] = d.speed;
 }
 
-/// One step of a vehicle around the ego.
-IRLVLA_HD_CALLED void react(const PackedScene& scene, World& world, int v, Sight* ego) {
+/// One step of a vehicle around the ego; null where it cannot be in the way.
+IRLVLA_HD_CALLED void react(const PackedScene& scene, World& world, int v, const Sight* ego) {
   const int t = world.now;
   Driver& d = driver_at(scene, world, v, t - 1);
-  if (d.gone_at < kSteps || !concerned(scene, world, v, ego)) return;
+  if (d.gone_at < kSteps) return;
+  if (ego && !ego_in_way(scene, world, v, *ego)) ego = nullptr;
+  if (!ego && !concerned(scene, world, v)) return;
   drive(scene, world, v, ego);
   const double* plain = scene.at(scene.plain) + 2 * v * kSteps;
   if (d.progress != plain[t] || d.speed != plain[kSteps + t]) mark_changed(scene, world, v, t);
@@ -215,7 +215,7 @@ IRLVLA_HD_CALLED void react(const PackedScene& scene, World& world, int v, Sight
 }
 
 /// One step of all vehicles, in their order: each of those that the ego, or what it changed, may matter to.
-IRLVLA_HD_CALLED void take_step(const PackedScene& scene, World& world, Sight& ego) {
+IRLVLA_HD_CALLED void take_step(const PackedScene& scene, World& world, const Sight& ego) {
   const uint64_t seen = watched(scene, ego);
   for (int base = 0; base < scene.vehicles; base += 64) {
     uint64_t ahead = ~uint64_t{0};
@@ -239,15 +239,16 @@ template <class See> IRLVLA_HD void rollout(const PackedScene& scene, World& wor
   const uint64_t some = leaving(scene, trip);
   for (world.now = 1; world.now < kSteps; ++world.now) {
     Sight ego = see(world.now - 1);
-    ego.ring = ring_of(ego.box);
+    ego.ring[0] = ring_of(ego.box), ego.ring[1] = {nullptr, nullptr, 0, nothing()};
     leave(scene, world, some, ego);
     take_step(scene, world, ego);
   }
   stay(scene, world);
 }
 
-/// Drive all traffic as if there were no ego. For each vehicle and step: `bounds` of what it occupies, and whom it `met`.
-IRLVLA_HD void rollout_alone(const PackedScene& scene, World& world, Bounds* bounds, uint64_t* met) {
+/// Drive all traffic as if there were no ego. Calls keep(v, t) when a vehicle has taken a step and occupies what it then does;
+/// notes whom each `met`.
+template <class Keep> IRLVLA_HD void rollout_alone(const PackedScene& scene, World& world, uint64_t* met, Keep keep) {
   world.plain_known = false;
   start(scene, world);
   for (world.now = 0; world.now < kSteps; ++world.now) {
@@ -256,8 +257,8 @@ IRLVLA_HD void rollout_alone(const PackedScene& scene, World& world, Bounds* bou
       record(world, v);
     }
     for (int v = 0; v < scene.vehicles; ++v) {
-      settle(scene, scene.at(scene.vehicle)[v], world.driver[v]);
-      bounds[v * kSteps + world.now] = world.driver[v].bounds;
+      settle(scene, world, v);
+      keep(v, world.now);
     }
   }
   stay(scene, world);

@@ -98,13 +98,38 @@ IRLVLA_HD void stay(const PackedScene& scene, const World& world) {
   }
 }
 
-/// Make the agents that the ego changed. Those that it did not are the scene's own.
-IRLVLA_HD void dress_changed(const PackedScene& scene, World& world) {
+IRLVLA_HD Bounds everywhere() { return {-kInfinity, -kInfinity, kInfinity, kInfinity}; }
+
+/// Where a track may meet someone.
+IRLVLA_HD Bounds around(const PackedScene& scene, const Track& track) {
+  const double x = scene.origin_x, y = scene.origin_y;
+  return {track.x0 + x, track.y0 + y, track.x1 + x, track.y1 + y};
+}
+
+/// All that a vehicle has been on, and where it was before it was put on its lane.
+IRLVLA_HD Bounds swept(const PackedScene& scene, const World& world, int v) {
+  const Vehicle& vehicle = scene.at(scene.vehicle)[v];
+  const Path path = path_of(scene, vehicle);
+  const int first = path.walk(vehicle.first, vehicle.progress), last = path.walk(first, world.driver[v].progress);
+  Bounds b = nothing();
+  for (int k = 0; k < 4; ++k) include(b, vehicle.box.x[k], vehicle.box.y[k]);
+  for (int k = first; k <= last + 1; ++k) include(b, path.at[k].x, path.at[k].y);
+  const double margin = 0.5 * (vehicle.length + vehicle.width) + kSnap + 0.1;
+  return {b.x0 - margin, b.y0 - margin, b.x1 + margin, b.y1 + margin};
+}
+
+/// Make the agents that the ego changed, as far as they may come within one of two bounds. Those that it did not are the scene's own.
+IRLVLA_HD void dress_changed(const PackedScene& scene, World& world, const Bounds& here, const Bounds& there) {
   const Agent* agents = scene.at(scene.agent);
   for (int v = 0; v < scene.vehicles; ++v) {
     if (!world.driver[v].changed) continue;
-    world.agent[v] = agents[scene.at(scene.vehicle)[v].agent];
-    dress(scene, world, v, world.driver[v].since, world.agent[v]);
+    const Bounds own = swept(scene, world, v);
+    if (meets(own, here) || meets(own, there)) {
+      world.agent[v] = agents[scene.at(scene.vehicle)[v].agent];
+      dress(scene, world, v, world.driver[v].since, world.agent[v]);
+    } else {
+      empty(world.agent[v], 0);
+    }
   }
   for (int i = 0; i < scene.standing; ++i) {
     if (world.standing[i] == scene.at(scene.stays)[i]) continue;

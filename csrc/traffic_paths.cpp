@@ -64,7 +64,7 @@ struct Relations {
     const size_t count = out.vehicles.size();
     head.vehicles = static_cast<int32_t>(count), head.standing = static_cast<int32_t>(out.standing.size());
     out.plain.resize(count * 2 * kSteps), out.stays.resize(out.standing.size());
-    out.plain_bounds.resize(count * kSteps), out.plain_met.resize(count * kSteps);
+    out.footprints.resize(count * kSteps), out.plain_met.resize(count * kSteps);
     keep_watch();
     add_meetings();
     for (const Standing& standing : out.standing)
@@ -151,7 +151,7 @@ struct Relations {
     const double far = farthest(v);
     const int first = std::max(0, own.lower(v.progress - v.length) - 2), last = std::min(v.path_count, own.upper(far) + 2);
     v.first = first, v.last = last - 1;
-    v.room = ring_room(last - first + 2, turning(v, first, last));
+    v.room = ring_room(last - first + 2, turning(v, first, last)) + 4;  // and its box
     v.reach = v.corridor = nothing();
     for (int k = 0; k < 4; ++k) include(v.reach, v.box.x[k], v.box.y[k]);
     for (int k = first; k < last; ++k) include(v.reach, own.at[k].x, own.at[k].y);

@@ -163,9 +163,14 @@ struct Traffic {
       if (size > 1e-8) {
         if (path.size() > begin) turns += unwrapping(heading - before);
         before = heading;
-        path.push_back({e.x0, e.y0, along, heading + turns, 0.0, 0.0, 0, 0});
+        path.push_back({e.x0, e.y0, along, heading + turns, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0});
       }
       along += size;
+    }
+    for (size_t i = begin; i + 1 < path.size(); ++i) {
+      const double span = path[i + 1].progress - path[i].progress;
+      path[i].slope_x = (path[i + 1].x - path[i].x) / span, path[i].slope_y = (path[i + 1].y - path[i].y) / span;
+      path[i].slope_heading = (path[i + 1].heading - path[i].heading) / span;
     }
   }
 
@@ -193,12 +198,30 @@ TrafficArrays prepare_traffic(const SceneArrays& in, int64_t scene, PackedScene&
   return std::move(traffic.out);
 }
 
-/// What traffic does without the ego, written into the packed scene.
+namespace {
+
+void append(std::vector<char>& packed, const std::vector<double>& items, Span<double> PackedScene::*span) {
+  const size_t begin = packed.size();
+  packed.resize(begin + (items.size() * sizeof(double) + 63) / 64 * 64);
+  if (!items.empty()) std::memcpy(packed.data() + begin, items.data(), items.size() * sizeof(double));
+  PackedScene& scene = *reinterpret_cast<PackedScene*>(packed.data());
+  scene.*span = {static_cast<int64_t>(begin), static_cast<int64_t>(items.size())};
+  scene.bytes = static_cast<int64_t>(packed.size());
+}
+
+}  // namespace
+
 void drive_alone(std::vector<char>& packed) {
   PackedScene& scene = *reinterpret_cast<PackedScene*>(packed.data());
   std::vector<char> memory(scene.world_bytes);
   World world = world_in(scene, memory.data());
-  rollout_alone(scene, world, const_cast<Bounds*>(scene.at(scene.plain_bounds)), const_cast<uint64_t*>(scene.at(scene.plain_met)));
+  std::vector<double> x, y;
+  rollout_alone(scene, world, const_cast<uint64_t*>(scene.at(scene.plain_met)), [&](int v, int t) {
+    const Driver& d = world.driver[v];
+    Footprint& out = const_cast<Footprint*>(scene.at(scene.footprint))[v * kSteps + t];
+    out = {d.bounds, d.ring[0].bounds, d.ring[1].bounds, d.pose, static_cast<int32_t>(x.size()), d.ring[1].size, d.ring[1].tail, 0};
+    for (const Ring& ring : d.ring) x.insert(x.end(), ring.x, ring.x + ring.size), y.insert(y.end(), ring.y, ring.y + ring.size);
+  });
   auto* plain = const_cast<double*>(scene.at(scene.plain));
   auto* agent = const_cast<Agent*>(scene.at(scene.agent));
   for (int v = 0; v < scene.vehicles; ++v) {
@@ -210,6 +233,8 @@ void drive_alone(std::vector<char>& packed) {
     const_cast<uint64_t*>(scene.at(scene.stays))[i] = world.standing[i];
     remain(world.standing[i], agent[scene.at(scene.stander)[i].agent]);
   }
+  append(packed, x, &PackedScene::ring_x);
+  append(packed, y, &PackedScene::ring_y);
 }
 
 }  // namespace baseline

@@ -19,7 +19,7 @@ struct TrafficArrays {
   std::vector<Passage> passages;
   std::vector<double> plain;
   std::vector<uint64_t> stays, watch, watch_discs, plain_met;
-  std::vector<Bounds> plain_bounds;
+  std::vector<Footprint> footprints;
 };
 
 /// Vehicles of t = 0 are put on their lanes; `agents` forget what was recorded of them later.
@@ -29,7 +29,7 @@ TrafficArrays prepare_traffic(const SceneArrays& in, int64_t scene, PackedScene&
 /// The paths of vehicles that are on their lanes: where they lead, and who may come into whose way. (traffic_paths.cpp)
 void relate_vehicles(PackedScene& head, TrafficArrays& traffic);
 
-/// What traffic does without the ego, written into the packed scene.
+/// What traffic does without the ego, written into the packed scene; the rings of footprints are added at its end.
 void drive_alone(std::vector<char>& packed);
 
 }  // namespace baseline
