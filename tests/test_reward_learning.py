@@ -455,6 +455,10 @@ def test_kept_features_are_what_is_seen(shards: Path, place: Path) -> None:
         with pytest.raises(InputError, match="no images"):
             model.see(blind)  # out of the block it looks itself
     assert caches[0].nbytes == caches[2].nbytes > 6 * 2 * seen.bev[0].numel()
+    black = dataclasses.replace(batch.observation, images=torch.zeros_like(batch.observation.images))
+    for pictured in (False, True):
+        with caches[0].serving(model, pictured=pictured), torch.no_grad():
+            assert torch.equal(model.see(black).bev, caches[0](black).bev) == pictured
     stranger = dataclasses.replace(batch.observation, token=("a", "b", "c"))
     with caches[0].serving(model), torch.no_grad():
         torch.testing.assert_close(model.see(stranger).bev, seen.bev)

@@ -59,10 +59,13 @@ class FeatureCache:
         return dataclasses.replace(kept.to(obs.device, torch.float32), observation=obs)
 
     @contextmanager
-    def serving(self, *models: nn.Module) -> Iterator[None]:
+    def serving(self, *models: nn.Module, pictured: bool = False) -> Iterator[None]:
         """A block in which the backbone, wherever it is in these models (several may have a copy of it), answers from here.
 
-        It looks itself at observations that have images, and at scenes that are not kept.
+        It looks itself at scenes that are not kept, and at observations that have images, which may be others than those that were kept.
+
+        Args:
+            pictured: answer of those with images, too; they are the same.
 
         Raises:
             InputError: it is in none of them.
@@ -71,15 +74,15 @@ class FeatureCache:
         if not served:
             raise InputError("none of these models has the frozen backbone whose features are kept")
         for module in served:
-            module.forward = functools.partial(self._answer, module)
+            module.forward = functools.partial(self._answer, module, pictured)
         try:
             yield
         finally:
             for module in served:
                 module.__dict__.pop("forward", None)
 
-    def _answer(self, backbone: nn.Module, obs: Observation) -> Features:
-        if obs.images is None and all(token in self for token in obs.token):
+    def _answer(self, backbone: nn.Module, pictured: bool, obs: Observation) -> Features:
+        if (pictured or obs.images is None) and all(token in self for token in obs.token):
             return self(obs)
         return type(backbone).forward(backbone, obs)
 

@@ -62,7 +62,7 @@ def probe(config: ProbeConfig) -> Path:
         with torch.no_grad():
             found = {digest_of(backbone): backbone(obs) for backbone in backbones_of(model)}
         for digest, features in found.items():
-            stack.enter_context(FeatureCache(digest, [features]).serving(model))
+            stack.enter_context(FeatureCache(digest, [features]).serving(model, pictured=True))
         courses = _climb(run, config, model, batch)
         if run.is_main:
             _write(run.directory, courses, len(batch.rows))
